@@ -1,0 +1,113 @@
+//! Block storage: one trait, its implementations, and the engines that run many requests at once.
+//! Above: `pool` decides what goes where. Below: the kernel, or the simulator.
+//!
+//! Invariants:
+//! - A write is durable only after a later [`Device::flush`] on the same device returned `Ok`.
+//! - After an error the content of the written range is unknown until it is written again; other ranges are unaffected.
+//! - Reads of ranges never written return zeros (images, directories) or anything at all (block devices).
+
+use crate::base::Result;
+
+/// One member's storage: a linear range of bytes. All offsets and lengths of data requests are multiples of
+/// [`crate::base::BLOCK_SIZE`] unless the implementation says more.
+pub trait Device: Send + Sync {
+    /// What a user calls this device: its path.
+    fn name(&self) -> &str;
+
+    /// Size in bytes, fixed while open.
+    fn size(&self) -> u64;
+
+    /// Fills `buf` from `offset`. A read past the end is an error.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Writes the buffers one after the other from `offset` on. Not durable before [`Device::flush`].
+    fn write_at(&self, offset: u64, bufs: &[&[u8]]) -> Result<()>;
+
+    /// Makes every completed write durable.
+    fn flush(&self) -> Result<()>;
+
+    /// Tells the device that the range holds nothing of use. Content afterwards is unspecified; not durable by itself.
+    fn discard(&self, offset: u64, len: u64) -> Result<()>;
+
+    /// What an engine needs to bypass the methods above; `None` for devices without a file behind them.
+    fn raw(&self) -> Option<RawFile<'_>> {
+        None
+    }
+
+    /// Nanoseconds since the oldest request now in flight was started; `None` when idle or unknown.
+    /// A device that stalls shows a large value here, and readers then prefer other shards.
+    fn stalled_ns(&self) -> Option<u64> {
+        None
+    }
+
+    /// The kernel's id of what this device finally rests on (`st_dev` of the file or the block device's number),
+    /// for failure domains; `None` when it has none.
+    fn domain_hint(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// A file descriptor an engine may submit requests on.
+#[derive(Clone, Copy, Debug)]
+pub struct RawFile<'a> {
+    pub fd: std::os::fd::BorrowedFd<'a>,
+    /// Opened with `O_DIRECT`: buffers, offsets and lengths must be block-aligned.
+    pub direct: bool,
+}
+
+/// What one request of a batch does.
+#[derive(Debug)]
+pub enum Op<'a> {
+    Read { offset: u64, buf: &'a mut [u8] },
+    Write { offset: u64, bufs: Vec<&'a [u8]> },
+    Flush,
+}
+
+/// One request of a batch, and its answer.
+pub struct Request<'a> {
+    pub device: &'a dyn Device,
+    pub op: Op<'a>,
+    /// Set by [`Engine::run`].
+    pub result: Result<()>,
+}
+
+impl<'a> Request<'a> {
+    /// A request that has not run yet.
+    pub fn new(device: &'a dyn Device, op: Op<'a>) -> Request<'a> {
+        Request { device, op, result: Ok(()) }
+    }
+
+    /// Runs the request by itself in the calling thread.
+    pub fn run_inline(&mut self) {
+        self.result = match &mut self.op {
+            Op::Read { offset, buf } => self.device.read_at(*offset, buf),
+            Op::Write { offset, bufs } => self.device.write_at(*offset, bufs),
+            Op::Flush => self.device.flush(),
+        };
+    }
+}
+
+/// Runs batches: all requests of one batch are in flight together, in no promised order.
+pub trait Engine: Send + Sync {
+    /// Runs every request and sets every `result`; returns when all have finished.
+    fn run(&self, batch: &mut [Request<'_>]);
+
+    /// Its name in status and logs.
+    fn name(&self) -> &'static str;
+}
+
+/// Runs requests one after the other in the calling thread: for simulation, where order must follow from the seed.
+#[derive(Debug, Default)]
+pub struct InlineEngine;
+
+impl Engine for InlineEngine {
+    fn run(&self, batch: &mut [Request<'_>]) {
+        for request in batch {
+            request.run_inline();
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "inline"
+    }
+}

@@ -1,0 +1,6 @@
+//! ArgosFS: one checked, redundant, explainable filesystem over several unequal local devices.
+//!
+//! Folders are layers; imports go strictly downward (`ARCHITECTURE.md` has the table, `tests/architecture.rs` enforces it).
+
+pub mod base;
+pub mod device;

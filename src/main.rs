@@ -1,0 +1,3 @@
+//! The `argosfs` command.
+
+fn main() {}
