@@ -6,6 +6,10 @@
 //! - After an error the content of the written range is unknown until it is written again; other ranges are unaffected.
 //! - Reads of ranges never written return zeros (images, directories) or anything at all (block devices).
 
+pub mod sim;
+
+mod bounds;
+
 use crate::base::Result;
 
 /// One member's storage: a linear range of bytes. All offsets and lengths of data requests are multiples of
