@@ -3,6 +3,7 @@
 
 pub mod clock;
 pub mod error;
+pub mod file;
 pub mod ids;
 pub mod rng;
 pub mod units;
