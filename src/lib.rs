@@ -5,3 +5,4 @@
 pub mod base;
 pub mod device;
 pub mod format;
+pub mod meta;

@@ -7,7 +7,8 @@ use crate::base::{BlockNo, DeviceId, Error, Incarnation, Ino, Result, StripeId, 
 use crate::{fixed_row, key, wire_row};
 
 fixed_row! {
-    /// An inode. `mode` is the full `st_mode`; `blocks` counts 512-byte units of file content as `st_blocks` does.
+    /// An inode. `mode` is the full `st_mode`; `content` counts the bytes covered by extents (`st_blocks` is that
+    /// in units of 512, rounded up).
     pub struct InodeRow, version 1 {
         pub mode: u32,
         pub uid: u32,
@@ -17,7 +18,7 @@ fixed_row! {
         pub nlink: u32,
         pub rdev: u32,
         pub size: u64,
-        pub blocks: u64,
+        pub content: u64,
         pub atime: Timestamp,
         pub mtime: Timestamp,
         pub ctime: Timestamp,

@@ -1,0 +1,361 @@
+//! Transactions and durable points.
+//!
+//! Invariants:
+//! - Transactions are numbered without gaps; each commit writes its number into the `Txn` counter.
+//! - `durable <= committed`; a group enters the log only after the data barrier that follows its commit.
+//! - Lock order: `seal`, then `writer`. Nobody holds either while waiting for anything above this layer.
+//! - After a failed barrier, append or commit nothing is acknowledged any more: the store is poisoned.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use redb::{Database, Durability};
+
+use super::journal::Head;
+use super::tx::{Reader, Tx, View, definition, store_error};
+use crate::base::{Clock, Error, Result, Timestamp, TxnId};
+use crate::format::rows::Counter;
+use crate::format::table::TABLES;
+
+/// The row changes of one transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedoGroup {
+    pub txn: TxnId,
+    pub changes: Vec<u8>,
+}
+
+/// The durable side of the store: the log in front and the home behind it.
+pub trait RedoLog: Send + Sync {
+    /// Makes the groups durable on every live replica before it returns.
+    fn append(&self, groups: &[RedoGroup]) -> Result<()>;
+    /// Runs `commit`, redb's durable commit, inside the window in which home may change its header.
+    fn checkpoint(&self, commit: &mut dyn FnMut() -> Result<()>) -> Result<()>;
+    /// Whether a checkpoint is due.
+    fn wants_checkpoint(&self) -> bool;
+    /// Writes back what a checkpoint would have to, without holding anybody up.
+    fn prewrite(&self) -> Result<()>;
+    /// Refuses every write from now on.
+    fn poison(&self, why: &str);
+}
+
+/// No log at all: the store lives in memory.
+#[derive(Debug, Default)]
+pub struct MemoryLog;
+
+impl RedoLog for MemoryLog {
+    fn append(&self, _: &[RedoGroup]) -> Result<()> {
+        Ok(())
+    }
+    fn checkpoint(&self, commit: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        commit()
+    }
+    fn wants_checkpoint(&self) -> bool {
+        false
+    }
+    fn prewrite(&self) -> Result<()> {
+        Ok(())
+    }
+    fn poison(&self, _: &str) {}
+}
+
+/// Makes all data written so far durable; called before the metadata that refers to it.
+pub trait DataBarrier: Send + Sync {
+    fn barrier(&self) -> Result<()>;
+}
+
+impl DataBarrier for () {
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+struct Writer {
+    last: TxnId,
+    journal: Head,
+    pending: Vec<RedoGroup>,
+    pending_bytes: usize,
+}
+
+impl Writer {
+    fn take_pending(&mut self) -> (Vec<RedoGroup>, TxnId) {
+        self.pending_bytes = 0;
+        (std::mem::take(&mut self.pending), self.last)
+    }
+}
+
+/// Redo that may wait for its durable point before a transaction makes one itself, in bytes and in transactions.
+const PENDING_BYTES: usize = 8 << 20;
+const PENDING_GROUPS: usize = 10_000;
+
+/// The metadata store.
+pub struct Meta {
+    db: Option<Database>,
+    log: Arc<dyn RedoLog>,
+    barrier: Arc<dyn DataBarrier>,
+    clock: Arc<dyn Clock>,
+    seal: Mutex<()>,
+    writer: Mutex<Writer>,
+    committed: AtomicU64,
+    durable: AtomicU64,
+    poisoned: Mutex<Option<String>>,
+    read_only: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+impl Meta {
+    /// A store in memory, without durability: for tests of the layers above.
+    pub fn in_memory(clock: Arc<dyn Clock>) -> Result<Meta> {
+        let backend = redb::backends::InMemoryBackend::new();
+        let db = Database::builder().create_with_backend(backend).map_err(store_error)?;
+        Meta::start(db, Vec::new(), Arc::new(MemoryLog), Arc::new(()), clock, false)
+    }
+
+    /// Takes over an opened database: creates missing tables and replays `groups`, skipping those it holds already.
+    pub fn start(
+        db: Database,
+        groups: Vec<RedoGroup>,
+        log: Arc<dyn RedoLog>,
+        barrier: Arc<dyn DataBarrier>,
+        clock: Arc<dyn Clock>,
+        read_only: bool,
+    ) -> Result<Meta> {
+        let (last, journal) = guarded(|| {
+            let last = replay(&db, &groups)?;
+            Ok((last, Head::load(&View::begin(&db)?)?))
+        })?;
+        Ok(Meta {
+            db: Some(db),
+            log,
+            barrier,
+            clock,
+            seal: Mutex::new(()),
+            writer: Mutex::new(Writer { last, journal, pending: Vec::new(), pending_bytes: 0 }),
+            committed: AtomicU64::new(last.0),
+            durable: AtomicU64::new(last.0),
+            poisoned: Mutex::new(None),
+            read_only,
+        })
+    }
+
+    fn db(&self) -> &Database {
+        self.db.as_ref().expect("present until drop")
+    }
+
+    /// The clock the store stamps transactions with.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// Runs `body` as one transaction. If it fails, nothing has changed. Atomic and visible at once, durable after the
+    /// next durable point. Returns the number of the transaction too.
+    pub fn transact<T>(&self, body: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, TxnId)> {
+        if self.read_only {
+            return Err(Error::ReadOnly);
+        }
+        self.relieve()?;
+        let mut writer = lock(&self.writer);
+        self.check()?;
+        let id = TxnId(writer.last.0 + 1);
+        let now = self.clock.now();
+        // The outer error is the store's, which ends it; the inner one is the body's, which only ends the transaction.
+        let outcome = self.poison_on_panic(|| {
+            let mut write = self.db().begin_write().map_err(store_error)?;
+            write.set_durability(Durability::None).map_err(store_error)?;
+            let mut tx = Tx::new(&write, id, now, writer.journal);
+            let answer = match body(&mut tx) {
+                Ok(answer) => answer,
+                Err(refused) => {
+                    drop(tx);
+                    write.abort().map_err(store_error)?;
+                    return Ok(Err(refused));
+                }
+            };
+            tx.set_counter(Counter::Txn, id.0)?;
+            let (changes, journal) = tx.finish();
+            write.commit().map_err(store_error)?;
+            Ok(Ok((answer, changes, journal)))
+        });
+        match outcome {
+            Ok(Ok((answer, changes, journal))) => {
+                writer.last = id;
+                writer.journal = journal;
+                writer.pending_bytes += changes.len();
+                writer.pending.push(RedoGroup { txn: id, changes });
+                self.committed.store(id.0, Ordering::Release);
+                Ok((answer, id))
+            }
+            Ok(Err(refused)) => Err(refused),
+            Err(broken) => Err(self.poison(&broken.to_string())),
+        }
+    }
+
+    /// Runs `body` on a consistent snapshot of the newest committed state.
+    pub fn view<T>(&self, body: impl FnOnce(&View) -> Result<T>) -> Result<T> {
+        self.poison_on_panic(|| body(&View::begin(self.db())?))
+    }
+
+    /// The newest committed transaction.
+    pub fn committed(&self) -> TxnId {
+        TxnId(self.committed.load(Ordering::Acquire))
+    }
+
+    /// The newest transaction that cannot be lost any more.
+    pub fn durable(&self) -> TxnId {
+        TxnId(self.durable.load(Ordering::Acquire))
+    }
+
+    /// Makes everything committed so far durable. Concurrent callers share the work.
+    pub fn durable_point(&self) -> Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        let wanted = self.committed();
+        let _seal = lock(&self.seal);
+        self.check()?;
+        if self.durable() >= wanted {
+            return Ok(());
+        }
+        let (groups, last) = lock(&self.writer).take_pending();
+        self.make_durable(&groups, last)
+    }
+
+    /// Barrier, then append. The caller holds `seal`.
+    fn make_durable(&self, groups: &[RedoGroup], last: TxnId) -> Result<()> {
+        let sealed = self.barrier.barrier().and_then(|()| match groups {
+            [] => Ok(()),
+            groups => self.log.append(groups),
+        });
+        sealed.map_err(|error| self.poison(&error.to_string()))?;
+        self.durable.store(last.0, Ordering::Release);
+        Ok(())
+    }
+
+    /// Moves everything into home and empties the log.
+    pub fn checkpoint(&self) -> Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        let _seal = lock(&self.seal);
+        self.check()?;
+        self.log.prewrite().map_err(|error| self.poison(&error.to_string()))?;
+        let mut writer = lock(&self.writer);
+        let (groups, last) = writer.take_pending();
+        self.make_durable(&groups, last)?;
+        let commit = &mut || {
+            let mut write = self.db().begin_write().map_err(store_error)?;
+            write.set_durability(Durability::Immediate).map_err(store_error)?;
+            write.set_quick_repair(true);
+            write.commit().map_err(store_error)
+        };
+        self.poison_on_panic(|| self.log.checkpoint(commit)).map_err(|error| self.poison(&error.to_string()))
+    }
+
+    /// Whether the log asks for a checkpoint.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.log.wants_checkpoint()
+    }
+
+    /// Keeps the redo in memory and in the log bounded.
+    fn relieve(&self) -> Result<()> {
+        if self.log.wants_checkpoint() {
+            return self.checkpoint();
+        }
+        let full = {
+            let writer = lock(&self.writer);
+            writer.pending_bytes > PENDING_BYTES || writer.pending.len() > PENDING_GROUPS
+        };
+        if full { self.durable_point() } else { Ok(()) }
+    }
+
+    /// Switches to read-only for good and says why.
+    pub fn poison(&self, why: &str) -> Error {
+        let mut poisoned = lock(&self.poisoned);
+        let why = poisoned.get_or_insert_with(|| {
+            self.log.poison(why);
+            why.to_owned()
+        });
+        Error::Poisoned(why.clone())
+    }
+
+    /// Why the store went read-only, if it did.
+    pub fn poisoned(&self) -> Option<String> {
+        lock(&self.poisoned).clone()
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.poisoned() {
+            Some(why) => Err(Error::Poisoned(why)),
+            None => Ok(()),
+        }
+    }
+
+    fn poison_on_panic<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        match catch_unwind(AssertUnwindSafe(body)) {
+            Ok(result) => result,
+            Err(panic) => Err(self.poison(&panic_text(&*panic))),
+        }
+    }
+}
+
+impl Drop for Meta {
+    /// redb commits pending work when it is dropped; nothing may be written behind the log's back.
+    fn drop(&mut self) {
+        self.log.poison("the pool was closed");
+        let db = self.db.take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(db)));
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    format!("metadata store panicked: {text}")
+}
+
+/// Runs `body`; a panic inside (redb may on forged pages) becomes an error.
+pub fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(result) => result,
+        Err(panic) => Err(Error::Corrupt(panic_text(&*panic))),
+    }
+}
+
+/// Groups replayed by one transaction.
+const REPLAY_BATCH: usize = 1000;
+
+/// Creates missing tables, applies groups above the stored number, returns the last transaction's number.
+fn replay(db: &Database, groups: &[RedoGroup]) -> Result<TxnId> {
+    let begin = || {
+        let mut write = db.begin_write().map_err(store_error)?;
+        write.set_durability(Durability::None).map_err(store_error)?;
+        Ok(write)
+    };
+    let write = begin()?;
+    for (id, _) in TABLES {
+        write.open_table(definition(*id)).map_err(store_error)?;
+    }
+    write.commit().map_err(store_error)?;
+    let mut last = TxnId(View::begin(db)?.counter(Counter::Txn)?);
+    let fresh: Vec<&RedoGroup> = groups.iter().filter(|group| group.txn > last).collect();
+    for batch in fresh.chunks(REPLAY_BATCH) {
+        let write = begin()?;
+        let mut tx = Tx::new(&write, last, Timestamp::default(), Head::default());
+        for group in batch {
+            if group.txn.0 != last.0 + 1 {
+                return Err(Error::corrupt(format!("the log jumps from transaction {last} to {}", group.txn)));
+            }
+            tx.replay(&group.changes)?;
+            last = group.txn;
+        }
+        drop(tx);
+        write.commit().map_err(store_error)?;
+    }
+    Ok(last)
+}

@@ -1,0 +1,10 @@
+//! The metadata store: typed tables in redb, one transaction per mutation, durable by a redo log on replicated,
+//! verified blocks. Above: `store` orders data before metadata. Below: `pool` gives devices and space.
+
+pub mod db;
+pub mod journal;
+mod redo;
+pub mod tx;
+
+pub use db::{DataBarrier, MemoryLog, Meta, RedoGroup, RedoLog};
+pub use tx::{Reader, Tx, View, Visit};
