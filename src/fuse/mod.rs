@@ -1,0 +1,14 @@
+//! Serves a [`Filesystem`] to the kernel over `/dev/fuse`. Above: `cli`, which mounts. Below: the kernel; no decision
+//! about files is made here.
+//!
+//! The kernel protocol is spoken directly. The `fuser` crate (0.18) has no tmpfile, statx or syncfs, hides
+//! `FATTR_KILL_SUIDGID`, ends the session on `SETXATTR_EXT`, drops the mount's subtype, and ties up a thread for every
+//! request that waits. The wire format is small, stable and versioned by the kernel, so a transport that carries
+//! exactly what the filesystem promises costs less than working around one that does not, and the filesystem behind
+//! it stays free of any transport's types: FUSE over io_uring can stand beside it.
+
+pub mod abi;
+pub mod errno;
+pub mod handler;
+
+pub use handler::Filesystem;
