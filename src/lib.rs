@@ -7,3 +7,4 @@ pub mod device;
 pub mod format;
 pub mod fuse;
 pub mod meta;
+pub mod store;

@@ -1,0 +1,55 @@
+//! Block bitmaps in the `groups` table: which blocks belong to committed stripes. A set bit is a block in use.
+//!
+//! Bits are addressed by the block's number on its device alone, in rows of [`GROUP_PART_BLOCKS`]; the allocation
+//! group of a row follows from the device's group size and is of no interest here, so `group` counts rows.
+
+use crate::base::{DeviceId, Error, Result};
+use crate::format::rows::{GROUP_PART_BLOCKS, GroupKey, Placement, StripeRow};
+use crate::format::table::Groups;
+use crate::meta::{Reader, Tx};
+
+/// Blocks a shard of the stripe occupies: its header and its payload.
+pub fn shard_blocks(row: &StripeRow) -> u64 {
+    1 + u64::from(row.shard_blocks)
+}
+
+/// The row that describes `block`.
+pub fn key(device: DeviceId, block: u64) -> GroupKey {
+    GroupKey { device, group: (block / GROUP_PART_BLOCKS) as u32, part: 0 }
+}
+
+/// Sets or clears the bits of every shard of a stripe.
+pub fn mark_stripe(tx: &mut Tx<'_>, row: &StripeRow, used: bool) -> Result<()> {
+    for placement in row.placements.iter().filter(|placement| **placement != Placement::NONE) {
+        mark(tx, placement.device, placement.block.0, shard_blocks(row), used)?;
+    }
+    Ok(())
+}
+
+/// Sets or clears the bits of a run of blocks; every bit must change.
+pub fn mark(tx: &mut Tx<'_>, device: DeviceId, first: u64, count: u64, used: bool) -> Result<()> {
+    let mut block = first;
+    let end = first + count;
+    while block < end {
+        let key = key(device, block);
+        let stop = end.min((block / GROUP_PART_BLOCKS + 1) * GROUP_PART_BLOCKS);
+        let mut bits = tx.get::<Groups>(&key)?.unwrap_or_default();
+        bits.resize((GROUP_PART_BLOCKS / 8) as usize, 0);
+        for at in block..stop {
+            let at = (at % GROUP_PART_BLOCKS) as usize;
+            let (byte, bit) = (&mut bits[at / 8], 1 << (at % 8));
+            if (*byte & bit != 0) == used {
+                let state = if used { "in use" } else { "free" };
+                return Err(Error::corrupt(format!("a block of device {device} is {state} already; run fsck")));
+            }
+            *byte ^= bit;
+        }
+        if bits.iter().all(|byte| *byte == 0) {
+            tx.delete::<Groups>(&key)?;
+        } else {
+            tx.put::<Groups>(&key, &bits)?;
+        }
+        block = stop;
+    }
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! File content on top of the metadata store: the only place that orders data before metadata.
+//! Above: `fs` decides what a file contains. Below: `meta` keeps the rows, `pool` the shards.
+
+mod bitmap;
+pub mod commit;
+pub mod extents;
+mod read;
+pub mod reclaim;
+pub mod space;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::base::{Clock, Ino, Result, TxnId};
+use crate::meta::{Meta, Tx, View};
+
+pub use commit::{ContentWrite, Inline, SharedBytes};
+pub use extents::Ledger;
+pub use space::{Reservation, Space};
+
+/// Locks a mutex; a panic of another holder does not make the data unusable, because every critical section leaves it
+/// consistent at each step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Content and metadata of one open pool.
+pub struct Store {
+    meta: Meta,
+    space: space::Accounts,
+    /// Truncates still going on: extents of the inode at or past the offset, born at or before the transaction, are
+    /// hidden.
+    truncates: Mutex<HashMap<Ino, Vec<(u64, TxnId)>>>,
+}
+
+impl Store {
+    /// A store without devices: all content is inline in an in-memory database, bounded by `capacity` bytes. For tests
+    /// of the layers above.
+    pub fn in_memory(clock: Arc<dyn Clock>, capacity: u64) -> Result<Store> {
+        Ok(Store {
+            meta: Meta::in_memory(clock)?,
+            space: space::Accounts::fixed(capacity),
+            truncates: Mutex::default(),
+        })
+    }
+
+    /// The metadata store below.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Runs `body` as one transaction that may change content; what it freed becomes free space later.
+    pub fn transact<T>(&self, body: impl FnOnce(&mut Tx<'_>, &mut Ledger) -> Result<T>) -> Result<T> {
+        let mut ledger = Ledger::default();
+        let (answer, txn) = self.meta.transact(|tx| body(tx, &mut ledger))?;
+        self.settle(txn, ledger);
+        Ok(answer)
+    }
+
+    /// Runs `body` on a consistent snapshot.
+    pub fn view<T>(&self, body: impl FnOnce(&View) -> Result<T>) -> Result<T> {
+        self.meta.view(body)
+    }
+
+    /// Makes everything committed so far durable.
+    pub fn durable_point(&self) -> Result<()> {
+        self.meta.durable_point()
+    }
+
+    /// Takes over what a committed transaction left to do.
+    fn settle(&self, _txn: TxnId, ledger: Ledger) {
+        self.space.content_changed(ledger.content_delta);
+        if !ledger.truncates.is_empty() {
+            let mut truncates = lock(&self.truncates);
+            for (ino, from, txn) in ledger.truncates {
+                truncates.entry(ino).or_default().push((from, txn));
+            }
+        }
+    }
+}
