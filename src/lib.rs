@@ -4,6 +4,7 @@
 
 pub mod base;
 pub mod device;
+pub mod erasure;
 pub mod format;
 pub mod fuse;
 pub mod meta;
