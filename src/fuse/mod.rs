@@ -8,7 +8,13 @@
 //! it stays free of any transport's types: FUSE over io_uring can stand beside it.
 
 pub mod abi;
+pub mod adapter;
+mod buffer;
 pub mod errno;
 pub mod handler;
+pub mod reply;
+pub mod report;
+pub mod request;
 
 pub use handler::Filesystem;
+pub use report::Report;
