@@ -11,7 +11,7 @@
 //! - Names are not empty and hold neither `/` nor NUL. Longer ones than [`crate::base::file::NAME_MAX`] do arrive and
 //!   are answered with [`crate::base::Error::NameTooLong`].
 //! - Everything may be cached for ever by the asker. What changes without having been asked for is told through
-//!   the session's notifier.
+//!   [`super::Notifier`].
 
 use crate::base::file::{
     Attr, Caller, DirEntry, Entry, FallocateMode, RenameMode, SetAttr, Sink, StatFs, Whence, XattrSet,

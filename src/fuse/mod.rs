@@ -12,9 +12,17 @@ pub mod adapter;
 mod buffer;
 pub mod errno;
 pub mod handler;
+pub mod mount;
+pub mod negotiate;
 pub mod reply;
 pub mod report;
 pub mod request;
+pub mod session;
+pub mod workers;
 
+pub use buffer::Buffer;
 pub use handler::Filesystem;
+pub use mount::MountOptions;
 pub use report::Report;
+pub use session::{Notifier, Session};
+pub use workers::Ended;
