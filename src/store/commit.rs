@@ -31,6 +31,13 @@ impl SharedBytes {
     }
 }
 
+impl SharedBytes {
+    /// The buffer itself, when nobody else holds a part of it: for whoever wants to use its memory again.
+    pub fn into_buffer(self) -> Option<Vec<u8>> {
+        Arc::into_inner(self.buffer)
+    }
+}
+
 impl std::ops::Deref for SharedBytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
@@ -71,9 +78,22 @@ impl Store {
     pub fn commit<T>(
         &self,
         writes: &[ContentWrite],
-        _inline: Inline,
+        inline: Inline,
         finish: impl FnOnce(&mut Tx<'_>, &ContentDeltas) -> Result<T>,
     ) -> Result<T> {
+        self.commit_in_turn(writes, inline, || Ok(()), finish)
+    }
+
+    /// As [`Store::commit`], with `turn` called between the last shard and the transaction: it may wait until others
+    /// have committed, or call the commit off. Nothing is locked meanwhile.
+    pub fn commit_in_turn<T>(
+        &self,
+        writes: &[ContentWrite],
+        _inline: Inline,
+        turn: impl FnOnce() -> Result<()>,
+        finish: impl FnOnce(&mut Tx<'_>, &ContentDeltas) -> Result<T>,
+    ) -> Result<T> {
+        turn()?;
         self.transact(|tx, ledger| {
             let mut deltas = ContentDeltas::new();
             for write in writes {
@@ -87,6 +107,27 @@ impl Store {
         })
     }
 
+    /// Content that makes a full stripe, in bytes.
+    pub fn stripe_bytes(&self) -> usize {
+        2 << 20
+    }
+
+    /// Where a transaction that works through the extents of `range` from its start should stop, so that it stays
+    /// bounded: the end of the range, or earlier.
+    pub fn step_end(&self, reader: &impl crate::meta::Reader, ino: Ino, range: Range<u64>) -> Result<u64> {
+        let mut seen = 0;
+        let mut stop = range.end;
+        extents::overlapping(reader, ino, range.clone(), |offset, _| {
+            if seen == super::reclaim::STEP {
+                stop = offset;
+                return Ok(crate::meta::Visit::Break(()));
+            }
+            seen += 1;
+            Ok(crate::meta::Visit::Continue(()))
+        })?;
+        Ok(stop)
+    }
+
     /// Removes the content of `range` within a transaction; returns the change for `InodeRow::content`.
     pub fn punch(&self, tx: &mut Tx<'_>, ino: Ino, range: Range<u64>, ledger: &mut Ledger) -> Result<i64> {
         let before = ledger.content_delta;
@@ -98,8 +139,13 @@ impl Store {
     pub fn promise(&self, tx: &mut Tx<'_>, ino: Ino, range: Range<u64>, ledger: &mut Ledger) -> Result<i64> {
         let before = ledger.content_delta;
         let mut holes = Vec::new();
+        let mut hidden = Vec::new();
         let mut reached = range.start;
         extents::overlapping(tx, ino, range.clone(), |offset, row| {
+            if self.hidden(ino, offset, row.birth) {
+                hidden.push(offset..offset + row.length);
+                return Ok(crate::meta::Visit::Continue(()));
+            }
             if offset > reached {
                 holes.push(reached..offset);
             }
@@ -108,6 +154,9 @@ impl Store {
         })?;
         if reached < range.end {
             holes.push(reached..range.end);
+        }
+        for rest in hidden {
+            extents::remove(tx, ino, rest, usize::MAX, ledger)?;
         }
         for hole in holes {
             let row = ExtentRow { length: hole.end - hole.start, birth: tx.id(), body: ExtentBody::Reserved };
@@ -126,8 +175,9 @@ impl Store {
         Ok(ledger.content_delta - before)
     }
 
-    /// Lets `target` share `length` bytes of `source` (reflink); what `target` had there is removed first. Returns the
-    /// bytes done, which may be fewer than asked, and the change for the target's `InodeRow::content`.
+    /// Lets `target` share `length` bytes of `source` (reflink) in place of what `target` had there; the two ranges do not
+    /// overlap. Returns the bytes done, which may be fewer than asked, and the change for the target's
+    /// `InodeRow::content`; behind the bytes done the target is as it was.
     pub fn share(
         &self,
         tx: &mut Tx<'_>,
@@ -137,8 +187,11 @@ impl Store {
         ledger: &mut Ledger,
     ) -> Result<(u64, i64)> {
         let before = ledger.content_delta;
-        extents::remove(tx, target.0, target.1..target.1 + length, usize::MAX, ledger)?;
-        let done = extents::share(tx, source, target, length, super::reclaim::STEP, ledger)?;
+        let read = self.step_end(tx, source.0, source.1..source.1 + length)? - source.1;
+        let done = self.step_end(tx, target.0, target.1..target.1 + read)? - target.1;
+        extents::remove(tx, target.0, target.1..target.1 + done, usize::MAX, ledger)?;
+        let visible = |offset, birth| !self.hidden(source.0, offset, birth);
+        extents::share(tx, source, target, done, visible, ledger)?;
         Ok((done, ledger.content_delta - before))
     }
 

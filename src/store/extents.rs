@@ -206,23 +206,21 @@ pub fn insert(
 }
 
 /// Makes `length` bytes at `to` of file `target` show what `source` has at `from`, without copying: inline bytes are
-/// copied, runs shared. What `target` had there must have been removed. Stops after `limit` extents and then returns
-/// how many bytes were done.
+/// copied, runs shared. Only extents for which `visible(offset, birth)` holds count. What `target` had there must have
+/// been removed.
 pub fn share(
     tx: &mut Tx<'_>,
     (source, from): (Ino, u64),
     (target, to): (Ino, u64),
     length: u64,
-    limit: usize,
+    visible: impl Fn(u64, TxnId) -> bool,
     ledger: &mut Ledger,
-) -> Result<u64> {
+) -> Result<()> {
     let range = from..from + length;
     let mut pieces = Vec::new();
-    let mut done = length;
     overlapping(tx, source, range.clone(), |offset, row| {
-        if pieces.len() == limit {
-            done = offset - from;
-            return Ok(Visit::Break(()));
+        if !visible(offset, row.birth) {
+            return Ok(Visit::Continue(()));
         }
         let start = offset.max(range.start);
         let end = (offset + row.length).min(range.end);
@@ -243,5 +241,5 @@ pub fn share(
         tx.put::<Extents>(&ExtentKey { ino: target, offset: to + at }, &piece)?;
         put_backref(tx, target, to + at, &piece)?;
     }
-    Ok(done)
+    Ok(())
 }

@@ -67,6 +67,26 @@ impl Store {
         Ok(pieces)
     }
 
+    /// The first offset within `range` that is data, or (`data` false) that is not; promised ranges are not data.
+    pub fn seek(&self, ino: Ino, range: Range<u64>, data: bool) -> Result<Option<u64>> {
+        let mut reached = range.start;
+        let mut found = None;
+        self.view(|view| {
+            self.visible(view, ino, range.clone(), |at, row| {
+                let is_data = row.body != ExtentBody::Reserved;
+                let start = at.max(range.start);
+                if data && is_data {
+                    found = Some(start);
+                } else if !data && (start > reached || !is_data) {
+                    found = Some(reached);
+                }
+                reached = at + row.length;
+                Ok(if found.is_some() { Visit::Break(()) } else { Visit::Continue(()) })
+            })
+        })?;
+        Ok(found.or_else(|| (!data && reached < range.end).then_some(reached)))
+    }
+
     /// Visits the extents that overlap `range` and were not cut off by a truncate that still goes on.
     pub(super) fn visible(
         &self,
