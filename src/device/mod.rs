@@ -6,11 +6,20 @@
 //! - After an error the content of the written range is unknown until it is written again; other ranges are unaffected.
 //! - Reads of ranges never written return zeros (images, directories) or anything at all (block devices).
 
+pub mod buffer;
+pub mod engine;
+pub mod file;
+pub mod in_flight;
 pub mod sim;
 
 mod bounds;
 
+pub use buffer::AlignedBuf;
+pub use engine::EngineChoice;
+pub use in_flight::InFlight;
+
 use crate::base::Result;
+use std::fmt;
 
 /// One member's storage: a linear range of bytes. All offsets and lengths of data requests are multiples of
 /// [`crate::base::BLOCK_SIZE`] unless the implementation says more.
@@ -49,6 +58,17 @@ pub trait Device: Send + Sync {
     fn domain_hint(&self) -> Option<u64> {
         None
     }
+
+    /// What the user should know about how this device is used (a fallback, say). Each note is returned once.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+impl fmt::Debug for dyn Device + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({})", self.name())
+    }
 }
 
 /// A file descriptor an engine may submit requests on.
@@ -57,6 +77,12 @@ pub struct RawFile<'a> {
     pub fd: std::os::fd::BorrowedFd<'a>,
     /// Opened with `O_DIRECT`: buffers, offsets and lengths must be block-aligned.
     pub direct: bool,
+    /// What buffers' addresses must be multiples of when `direct`.
+    pub alignment: usize,
+    /// Where requests that bypass the device's own methods announce themselves.
+    pub in_flight: &'a InFlight,
+    /// Must be set when a flush submitted on `fd` fails.
+    pub flush_failed: &'a std::sync::atomic::AtomicBool,
 }
 
 /// What one request of a batch does.

@@ -1,0 +1,393 @@
+//! Batches through io_uring: one submission, one wait. Buffers of the arena are registered with each ring, which saves
+//! pinning their pages per request (a third of the CPU time of a stripe); files are not, since a ring that holds a file
+//! would hold its lock after the device is closed.
+//!
+//! Invariants:
+//! - A ring belongs to one batch at a time, and goes back to the pool only with nothing in flight and nothing queued.
+//! - Memory handed to the kernel is neither freed, moved nor looked at before its completion was seen: `run` does not
+//!   return or unwind earlier, and aborts the process should that ever be about to happen.
+//! - Whatever a completion leaves undone (short, interrupted, refused) is done by the device's own methods.
+
+use super::{ThreadsEngine, check};
+use crate::base::{BLOCK_SIZE, Error};
+use crate::device::file::transfer;
+use crate::device::in_flight::Watch;
+use crate::device::{Engine, Op, Request, buffer};
+use io_uring::{IoUring, Probe, opcode, squeue, types};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// Requests in flight on one ring; larger batches go in waves.
+const DEPTH: u32 = 64;
+/// Rings kept for reuse.
+const KEPT: usize = 8;
+/// `IOV_MAX`.
+const MAX_SLICES: usize = 1024;
+
+struct Ring {
+    uring: IoUring,
+    /// The arena is registered with it, as buffer 0.
+    registered: bool,
+}
+
+impl Ring {
+    fn new(registered: bool) -> io::Result<Ring> {
+        let build = |coop: bool| {
+            let mut builder = IoUring::builder();
+            builder.dontfork().setup_clamp();
+            if coop {
+                builder.setup_coop_taskrun();
+            }
+            builder.build(DEPTH)
+        };
+        let uring = build(true).or_else(|error| match error.raw_os_error() {
+            // Kernels before 5.19.
+            Some(libc::EINVAL) => build(false),
+            _ => Err(error),
+        })?;
+        let registered = registered && {
+            let (start, len) = buffer::arena_region();
+            let arena = libc::iovec { iov_base: start.as_ptr().cast(), iov_len: len };
+            // SAFETY: the arena lives as long as the process. Where the limit on locked memory forbids it, we go without.
+            unsafe { uring.submitter().register_buffers(&[arena]) }.is_ok()
+        };
+        Ok(Ring { uring, registered })
+    }
+}
+
+/// Runs batches through io_uring.
+pub struct UringEngine {
+    rings: Mutex<Vec<Ring>>,
+    /// For batches that find no ring.
+    threads: OnceLock<ThreadsEngine>,
+    register: bool,
+}
+
+impl UringEngine {
+    /// Fails where the kernel, a sandbox or a sysctl refuses io_uring, or lacks an operation needed.
+    pub fn new() -> io::Result<UringEngine> {
+        UringEngine::with_registration(true)
+    }
+
+    /// As [`UringEngine::new`], with or without registered buffers.
+    pub fn with_registration(register: bool) -> io::Result<UringEngine> {
+        let first = Ring::new(register)?;
+        let mut probe = Probe::new();
+        first.uring.submitter().register_probe(&mut probe)?;
+        let needed = [
+            opcode::Read::CODE,
+            opcode::Write::CODE,
+            opcode::Writev::CODE,
+            opcode::Fsync::CODE,
+            opcode::ReadFixed::CODE,
+            opcode::WriteFixed::CODE,
+        ];
+        if !needed.iter().all(|code| probe.is_supported(*code)) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's io_uring lacks an operation"));
+        }
+        Ok(UringEngine { rings: Mutex::new(vec![first]), threads: OnceLock::new(), register })
+    }
+
+    fn take(&self) -> io::Result<Ring> {
+        let kept = self.rings.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        kept.map_or_else(|| Ring::new(self.register), Ok)
+    }
+
+    fn give_back(&self, ring: Ring) {
+        let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
+        if rings.len() < KEPT {
+            rings.push(ring);
+        }
+    }
+}
+
+impl Engine for UringEngine {
+    fn run(&self, batch: &mut [Request<'_>]) {
+        if let [request] = batch {
+            return request.run_inline();
+        }
+        let mut ring = match self.take() {
+            Ok(ring) => ring,
+            // Out of descriptors or memory for now: the next batch may be luckier.
+            Err(_) => return self.threads.get_or_init(ThreadsEngine::new).run(batch),
+        };
+        let mut slots = Vec::with_capacity(batch.len());
+        let mut alone = Vec::new();
+        for (index, request) in batch.iter_mut().enumerate() {
+            match Slot::of(index, request, ring.registered) {
+                Some(slot) => slots.push(slot),
+                None => alone.push(index),
+            }
+        }
+        let mut flight = Flight::new(&mut ring, slots);
+        flight.submit();
+        // What cannot go through the ring is done while the rest is under way.
+        let outcome = catch_unwind(AssertUnwindSafe(|| alone.iter().for_each(|index| batch[*index].run_inline())));
+        flight.finish();
+        let (slots, usable) = flight.land();
+        if usable {
+            self.give_back(ring);
+        }
+        for slot in slots {
+            slot.settle(&mut batch[slot.index]);
+        }
+        if let Err(panic) = outcome {
+            resume_unwind(panic);
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "uring"
+    }
+}
+
+/// One request on its way through the ring. The raw pointers within `entry` and `vectors` are into the request's buffers.
+struct Slot<'a> {
+    /// Its place in the batch.
+    index: usize,
+    /// Tells the device that the request is in flight; dropped at the answer.
+    watch: Option<Watch<'a>>,
+    entry: squeue::Entry,
+    /// What `entry` points to for a gathered write; never touched while in flight.
+    _vectors: Vec<libc::iovec>,
+    /// What the kernel answered; `None` when it was never asked.
+    answer: Option<i32>,
+}
+
+impl<'a> Slot<'a> {
+    /// Prepares a request, if a ring can do it.
+    fn of(index: usize, request: &mut Request<'a>, registered: bool) -> Option<Slot<'a>> {
+        check(request).ok()?;
+        let device = request.device;
+        let raw = device.raw()?;
+        let fd = types::Fd(raw.fd.as_raw_fd());
+        let suits = |bytes: &[u8]| {
+            !bytes.is_empty()
+                && u32::try_from(bytes.len()).is_ok()
+                && (!raw.direct || transfer::aligned(bytes, raw.alignment))
+        };
+        let fixed = |bytes: &[u8]| registered && buffer::in_arena(bytes.as_ptr(), bytes.len());
+        let mut vectors = Vec::new();
+        let entry = match &mut request.op {
+            Op::Read { offset, buf } => {
+                if !suits(buf) {
+                    return None;
+                }
+                let (start, len) = (buf.as_mut_ptr(), buf.len() as u32);
+                if fixed(buf) {
+                    opcode::ReadFixed::new(fd, start, len, 0).offset(*offset).build()
+                } else {
+                    opcode::Read::new(fd, start, len).offset(*offset).build()
+                }
+            }
+            Op::Write { offset, bufs } => match &bufs[..] {
+                [buf] if suits(buf) && fixed(buf) => {
+                    opcode::WriteFixed::new(fd, buf.as_ptr(), buf.len() as u32, 0).offset(*offset).build()
+                }
+                [buf] if suits(buf) => opcode::Write::new(fd, buf.as_ptr(), buf.len() as u32).offset(*offset).build(),
+                bufs if bufs.len() > 1 && bufs.len() <= MAX_SLICES && bufs.iter().all(|buf| suits(buf)) => {
+                    let vector = |buf: &&[u8]| libc::iovec { iov_base: buf.as_ptr() as *mut _, iov_len: buf.len() };
+                    vectors = bufs.iter().map(vector).collect();
+                    opcode::Writev::new(fd, vectors.as_ptr(), vectors.len() as u32).offset(*offset).build()
+                }
+                _ => return None,
+            },
+            Op::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+        };
+        Some(Slot { index, watch: Some(raw.in_flight.start()), entry, _vectors: vectors, answer: None })
+    }
+
+    /// Turns the kernel's answer into the request's result, doing what is left to do.
+    fn settle(&self, request: &mut Request<'_>) {
+        let device = request.device;
+        let operation = match request.op {
+            Op::Read { .. } => "read",
+            Op::Write { .. } => "write",
+            Op::Flush => "flush",
+        };
+        let count = match self.answer.map(|answer| (usize::try_from(answer), answer)) {
+            Some((Ok(count), _)) => count,
+            Some((Err(_), answer)) => {
+                let errno = -answer;
+                if matches!(request.op, Op::Flush) && errno != libc::EINTR && errno != libc::EAGAIN {
+                    // The device must know, or its next flush would claim that all is well.
+                    if let Some(raw) = device.raw() {
+                        raw.flush_failed.store(true, Ordering::Release);
+                    }
+                } else if matches!(errno, libc::EINTR | libc::EAGAIN | libc::EINVAL | libc::EBADF | libc::EOPNOTSUPP) {
+                    return request.run_inline();
+                }
+                request.result = Err(Error::io(device.name(), operation, io::Error::from_raw_os_error(errno)));
+                return;
+            }
+            None => return request.run_inline(),
+        };
+        // A rest is done from the start of the block in which the kernel stopped.
+        let done = count / BLOCK_SIZE as usize * BLOCK_SIZE as usize;
+        request.result = match &mut request.op {
+            Op::Read { buf, .. } if count == buf.len() => Ok(()),
+            Op::Read { offset, buf } => device.read_at(*offset + done as u64, &mut buf[done..]),
+            Op::Write { bufs, .. } if count == bufs.iter().map(|buf| buf.len()).sum::<usize>() => Ok(()),
+            Op::Write { offset, bufs } => {
+                let mut skip = done;
+                let rest: Vec<&[u8]> = bufs
+                    .iter()
+                    .map(|buf| {
+                        let skipped = skip.min(buf.len());
+                        skip -= skipped;
+                        &buf[skipped..]
+                    })
+                    .filter(|buf| !buf.is_empty())
+                    .collect();
+                device.write_at(*offset + done as u64, &rest)
+            }
+            Op::Flush => Ok(()),
+        };
+    }
+}
+
+/// The requests of one batch while the kernel has them.
+struct Flight<'r, 'a> {
+    ring: &'r mut Ring,
+    slots: Vec<Slot<'a>>,
+    /// Slots not yet in the submission queue.
+    waiting: VecDeque<usize>,
+    /// Entries in the submission queue that the kernel has not taken.
+    queued: usize,
+    /// Requests the kernel has taken and not answered.
+    flying: usize,
+    /// Set when the ring no longer takes requests.
+    broken: bool,
+}
+
+impl<'r, 'a> Flight<'r, 'a> {
+    fn new(ring: &'r mut Ring, slots: Vec<Slot<'a>>) -> Flight<'r, 'a> {
+        let waiting = (0..slots.len()).collect();
+        Flight { ring, slots, waiting, queued: 0, flying: 0, broken: false }
+    }
+
+    /// Puts as much into the ring as it takes, and starts it.
+    fn submit(&mut self) {
+        self.enter(0);
+    }
+
+    /// Waits until everything is answered.
+    fn finish(&mut self) {
+        while self.flying > 0 || (!self.broken && (self.queued > 0 || !self.waiting.is_empty())) {
+            if self.broken {
+                // Answers arrive without our asking; asking is what fails.
+                std::thread::sleep(Duration::from_micros(100));
+            } else {
+                self.enter(1);
+            }
+            self.reap();
+        }
+    }
+
+    fn enter(&mut self, want: usize) {
+        self.fill();
+        let want = want * (self.flying + self.queued);
+        if self.queued == 0 && want == 0 {
+            return;
+        }
+        match self.ring.uring.submit_and_wait(want) {
+            Ok(taken) => {
+                self.queued -= taken;
+                self.flying += taken;
+            }
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                // The kernel is short of something; what is in flight will free it.
+                Some(libc::EAGAIN | libc::EBUSY) if self.flying > 0 => {}
+                _ => self.broken = true,
+            },
+        }
+    }
+
+    fn fill(&mut self) {
+        let mut queue = self.ring.uring.submission();
+        while self.flying + self.queued < DEPTH as usize
+            && let Some(next) = self.waiting.front().copied()
+        {
+            let entry = self.slots[next].entry.clone().user_data(next as u64);
+            // SAFETY: what the entry points to belongs to the batch's requests or to the slot, and both outlive the flight,
+            // which lands only after every answer.
+            if unsafe { queue.push(&entry) }.is_err() {
+                break;
+            }
+            self.waiting.pop_front();
+            self.queued += 1;
+        }
+    }
+
+    fn reap(&mut self) {
+        for answer in self.ring.uring.completion() {
+            self.flying -= 1;
+            let slot = &mut self.slots[answer.user_data() as usize];
+            slot.answer = Some(answer.result());
+            slot.watch = None;
+        }
+    }
+
+    /// The slots with their answers, and whether the ring can be used again.
+    fn land(mut self) -> (Vec<Slot<'a>>, bool) {
+        (std::mem::take(&mut self.slots), !self.broken)
+    }
+}
+
+impl Drop for Flight<'_, '_> {
+    fn drop(&mut self) {
+        if self.flying > 0 {
+            // The kernel would write into memory that is about to be something else.
+            std::process::abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(op: Op<'_>) -> (Slot<'static>, Op<'_>) {
+        (Slot { index: 0, watch: None, entry: opcode::Nop::new().build(), _vectors: Vec::new(), answer: None }, op)
+    }
+
+    /// Answers that real devices rarely give: each must end with the data where it belongs, or with the right error.
+    #[test]
+    fn short_and_refused_answers_are_finished_by_the_device() {
+        let world = crate::device::sim::SimWorld::new(1, 1, 1 << 20);
+        let device = world.device(0);
+        let bytes: Vec<u8> = (0..16384u32).map(|at| (at / 64) as u8).collect();
+        for answer in [0, 100, 4096, 5000, 8192, 16383, -libc::EINTR, -libc::EAGAIN, -libc::EINVAL, -libc::EBADF] {
+            device.write_at(0, &[&[0; 16384]]).unwrap();
+            // The kernel wrote what it says it wrote.
+            let done = usize::try_from(answer).unwrap_or(0) / 4096 * 4096;
+            device.write_at(0, &[&bytes[..done]]).unwrap();
+            let (mut slot, op) = slot(Op::Write { offset: 0, bufs: vec![&bytes[..6000], &bytes[6000..]] });
+            slot.answer = Some(answer);
+            let mut request = Request::new(&*device, op);
+            slot.settle(&mut request);
+            request.result.unwrap();
+            let mut back = bytes[..done].to_vec();
+            back.resize(16384, 0);
+            let (mut slot, op) = self::slot(Op::Read { offset: 0, buf: &mut back });
+            slot.answer = Some(answer);
+            let mut request = Request::new(&*device, op);
+            slot.settle(&mut request);
+            request.result.unwrap();
+            assert!(back == bytes, "answer {answer}");
+        }
+        let (mut slot, op) = slot(Op::Write { offset: 0, bufs: vec![&bytes] });
+        slot.answer = Some(-libc::EIO);
+        let mut request = Request::new(&*device, op);
+        let before = world.record();
+        slot.settle(&mut request);
+        assert!(matches!(request.result, Err(Error::Io { operation: "write", .. })));
+        assert_eq!(world.record(), before, "an I/O error is not tried again");
+    }
+}
