@@ -68,12 +68,13 @@ impl Codec {
             return Err(Error::Invalid("a shard index outside the stripe"));
         }
         one_length(used.iter().map(|(_, shard)| shard.len()).chain(wanted.iter().map(|(_, shard)| shard.len())))?;
-        let (points, sources): (Vec<u8>, Vec<&[u8]>) = used.iter().copied().unzip();
+        let points: Vec<u8> = used.iter().map(|(index, _)| *index).collect();
         let mut seen = [false; 256];
         if points.iter().any(|&point| std::mem::replace(&mut seen[usize::from(point)], true)) {
             return Err(Error::Invalid("the same shard is present twice"));
         }
         let rows = matrix::rows(&points, wanted.iter().map(|(index, _)| *index));
+        let sources: Vec<&[u8]> = used.iter().map(|(_, shard)| *shard).collect();
         let mut destinations: Vec<&mut [u8]> = wanted.iter_mut().map(|(_, shard)| &mut **shard).collect();
         self.kernel.apply(&rows, &sources, &mut destinations);
         Ok(())

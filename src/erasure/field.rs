@@ -34,7 +34,7 @@ const fn logarithms() -> [u8; 256] {
 /// `EXP[i]` = 2^i.
 pub static EXP: [u8; 255] = powers();
 
-/// `LOG[2^i]` = i for i below 255. `LOG[0]` means nothing.
+/// `LOG[2^i]` = i for i below 255. There is no logarithm of 0; its place holds 0, the logarithm of 1.
 pub static LOG: [u8; 256] = logarithms();
 
 /// The product of two elements.

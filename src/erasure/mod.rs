@@ -2,7 +2,8 @@
 //! Above: `pool` (stripe I/O) and whatever sizes stripes. Below: `base` only.
 //!
 //! Invariants, frozen in the on-device format:
-//! - The field is GF(2^8) modulo 0x11d; the code is V * inv(V[0..k]) with V[r][c] = r^c, byte by byte along the shards.
+//! - The field is GF(2^8) modulo 0x11d; the code is `V * inv(V[0..k])` with `V[r][c] = r^c`, byte by byte along
+//!   the shards.
 //! - Shard i is therefore the value at point i of the polynomial of degree below k through the data shards at points
 //!   0..k. Parity j is the value at point k + j: it depends on k and j, never on m, so that parity can be added to a
 //!   stripe later without rewriting it.
