@@ -71,10 +71,9 @@ pub(super) unsafe fn apply<V: Vector>(rows: &[u8], sources: &[&[u8]], destinatio
             unsafe {
                 match (group.len(), V::REGISTERS >= 32) {
                     (1, _) => columns::<V, 1, 4>(rows, sources, group, from, to),
-                    (2, false) => columns::<V, 2, 4>(rows, sources, group, from, to),
+                    (2, _) => columns::<V, 2, 4>(rows, sources, group, from, to),
                     (3, false) => columns::<V, 3, 2>(rows, sources, group, from, to),
                     (_, false) => columns::<V, 4, 2>(rows, sources, group, from, to),
-                    (2, true) => columns::<V, 2, 4>(rows, sources, group, from, to),
                     (3, true) => columns::<V, 3, 4>(rows, sources, group, from, to),
                     (_, true) => columns::<V, 4, 4>(rows, sources, group, from, to),
                 }
