@@ -86,6 +86,13 @@ struct Arena {
     original: Vec<u8>,
 }
 
+/// The shards of an [`Arena`].
+struct Parts<'a> {
+    data: Vec<&'a [u8]>,
+    parity: Vec<&'a mut [u8]>,
+    spare: Vec<&'a mut [u8]>,
+}
+
 impl Arena {
     fn new(k: usize, m: usize, shard: usize) -> Arena {
         let mut memory = vec![0; (k + m + 2) * shard + 4096];
@@ -95,19 +102,21 @@ impl Arena {
         Arena { memory, start, k, m, shard, original }
     }
 
-    /// Data, parity, and two spare shards.
-    fn parts(&mut self) -> (Vec<&[u8]>, Vec<&mut [u8]>, Vec<&mut [u8]>) {
+    fn parts(&mut self) -> Parts<'_> {
         let (data, rest) = self.memory[self.start..].split_at_mut(self.k * self.shard);
         let (parity, spare) = rest.split_at_mut(self.m * self.shard);
-        let spare = spare.chunks_exact_mut(self.shard).take(2).collect();
-        (data.chunks_exact(self.shard).collect(), parity.chunks_exact_mut(self.shard).collect(), spare)
+        Parts {
+            data: data.chunks_exact(self.shard).collect(),
+            parity: parity.chunks_exact_mut(self.shard).collect(),
+            spare: spare.chunks_exact_mut(self.shard).take(2).collect(),
+        }
     }
 
     /// Every contender must have rebuilt what was there.
     fn check(&mut self) {
         let original = std::mem::take(&mut self.original);
         let shard = self.shard;
-        let (data, _, spare) = self.parts();
+        let Parts { data, spare, .. } = self.parts();
         assert!(data.concat() == original, "data changed");
         assert!(spare[0] == &original[..shard] && spare[1] == &original[shard..2 * shard], "rebuilt wrongly");
         spare.into_iter().for_each(|shard| shard.fill(0));
@@ -127,12 +136,12 @@ struct Ours(Codec);
 
 impl Contender for Ours {
     fn encode(&self, arena: &mut Arena) -> Duration {
-        let (data, mut parity, _) = arena.parts();
+        let Parts { data, mut parity, .. } = arena.parts();
         time(|| self.0.encode(black_box(&data), black_box(&mut parity)).expect("shapes fit"))
     }
 
     fn rebuild(&self, arena: &mut Arena, lost: usize) -> Duration {
-        let (data, parity, spare) = arena.parts();
+        let Parts { data, parity, spare } = arena.parts();
         let parity = parity.iter().map(|shard| &**shard);
         let all = data.iter().copied().chain(parity);
         let present: Vec<(u8, &[u8])> = (0..).zip(all).skip(lost).collect();
@@ -143,7 +152,7 @@ impl Contender for Ours {
 
 impl Contender for ReedSolomon {
     fn encode(&self, arena: &mut Arena) -> Duration {
-        let (data, mut parity, _) = arena.parts();
+        let Parts { data, mut parity, .. } = arena.parts();
         time(|| self.encode_sep(black_box(&data), black_box(&mut parity)).expect("shapes fit"))
     }
 
