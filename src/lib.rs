@@ -3,6 +3,7 @@
 //! Folders are layers; imports go strictly downward (`ARCHITECTURE.md` has the table, `tests/architecture.rs` enforces it).
 
 pub mod base;
+pub mod check;
 pub mod device;
 pub mod erasure;
 pub mod format;

@@ -1,7 +1,9 @@
 //! Every byte that is stored: labels, shard headers, table rows and log entries, as pure conversions between bytes
 //! and values. Above: whoever stores them. Below: `base` only; `schema/ondisk.md` describes the same bytes in prose.
 
+pub mod export;
 pub mod intent;
+pub mod json;
 pub mod label;
 pub mod record;
 pub mod rows;

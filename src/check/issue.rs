@@ -1,0 +1,148 @@
+//! What can be wrong, by permanent id: scripts, tests and people name problems by these.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+macro_rules! issues {
+    ($($variant:ident $id:literal $meaning:literal;)*) => {
+        /// A kind of problem. Ids are permanent: one that is no longer found is retired, never given to another kind.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub enum Issue { $(#[doc = $meaning] $variant),* }
+
+        /// Every kind of problem, in order of its passes.
+        pub const ISSUES: &[Issue] = &[$(Issue::$variant),*];
+
+        impl Issue {
+            /// The permanent id.
+            pub fn id(self) -> &'static str {
+                match self { $(Issue::$variant => $id),* }
+            }
+
+            /// What it means.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Issue::$variant => $meaning),* }
+            }
+        }
+    };
+}
+
+issues! {
+    RowUndecodable "row-undecodable" "a stored row cannot be read";
+    CounterWrong "counter-wrong" "a counter disagrees with what it counts";
+    IdBeyondCounter "id-beyond-counter" "an id is in use that was never given out";
+
+    RootMissing "root-missing" "the root directory is missing or not a directory";
+    InodeInvalid "inode-invalid" "an inode has an impossible type or size";
+    InodeUnreachable "inode-unreachable" "an inode has no name and nobody waits to remove it";
+    LinkCountWrong "link-count-wrong" "an inode's link count differs from its names";
+    DentryDangling "dentry-dangling" "a name refers to an inode that does not exist";
+    DentryParentMissing "dentry-parent-missing" "a name is in a directory that does not exist";
+    DentryKindWrong "dentry-kind-wrong" "a name's file type differs from its inode's";
+    DentryNameInvalid "dentry-name-invalid" "a name is empty, too long or has forbidden bytes";
+    DentryDuplicate "dentry-duplicate" "a directory has a name twice";
+    DirectoryEntriesWrong "directory-entries-wrong" "a directory's count of names is wrong";
+    DirectoryParentWrong "directory-parent-wrong" "a directory's parent differs from where its name is";
+    DirectoryLoop "directory-loop" "a directory cannot be reached from the root";
+    OrphanNamed "orphan-named" "an inode that waits for removal has names, or does not exist";
+    XattrInodeMissing "xattr-inode-missing" "an extended attribute belongs to no inode";
+    XattrPiecesWrong "xattr-pieces-wrong" "the pieces of an extended attribute are not whole";
+    XattrFlagWrong "xattr-flag-wrong" "an inode's mark for extended attributes is wrong";
+
+    ExtentInodeMissing "extent-inode-missing" "content belongs to no inode, or to one that cannot have any";
+    ExtentOverlap "extent-overlap" "two extents of a file overlap";
+    ExtentPastEnd "extent-past-end" "content lies past the end of its file";
+    ExtentStripeMissing "extent-stripe-missing" "content refers to a stripe that does not exist";
+    ExtentOutsideStripe "extent-outside-stripe" "content refers to bytes its stripe does not have";
+    ExtentBackrefMissing "extent-backref-missing" "content has no matching back reference";
+    ContentWrong "content-wrong" "a file's count of content bytes is wrong";
+    BackrefDangling "backref-dangling" "a back reference belongs to no content";
+    IntentInvalid "intent-invalid" "a planned action refers to something that does not exist";
+
+    StripeInvalid "stripe-invalid" "a stripe's row contradicts itself";
+    StripeUnused "stripe-unused" "nothing refers to a stripe (leaked)";
+    StripeLiveWrong "stripe-live-wrong" "a stripe's count of live bytes is wrong";
+    StripeLiveDangling "stripe-live-dangling" "a count of live bytes belongs to no stripe";
+    StripeDegraded "stripe-degraded" "a stripe lacks shards and nothing plans to rebuild them";
+    ShardOutside "shard-outside" "a shard lies outside its device, or on one that is not a member";
+    BlockShared "block-shared" "two owners claim a block";
+    BlockUnmarked "block-unmarked" "a block in use is marked free";
+    BlockLeaked "block-leaked" "a free block is marked in use (leaked)";
+
+    JournalBroken "journal-broken" "the journal's hash chain or its ends are broken";
+    HistoryWrong "history-wrong" "prior rows and their index disagree";
+
+    ShardMissing "shard-missing" "a shard cannot be read";
+    ShardCorrupt "shard-corrupt" "a shard's bytes differ from their checksums";
+    ShardHeaderWrong "shard-header-wrong" "a shard's header does not name its stripe";
+    StripeLost "stripe-lost" "more shards of a stripe are bad than parity can make good";
+}
+
+/// One problem.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Finding {
+    pub id: &'static str,
+    /// Where, and what was found instead of what.
+    pub what: String,
+}
+
+/// Problems found so far: all are counted, the first of each kind are listed.
+#[derive(Clone, Default, Debug)]
+pub struct Findings {
+    listed: Vec<Finding>,
+    counts: BTreeMap<Issue, u64>,
+}
+
+/// Problems of one kind that are listed.
+const LISTED: u64 = 50;
+
+impl Findings {
+    /// Notes a problem.
+    pub fn add(&mut self, issue: Issue, what: impl FnOnce() -> String) {
+        let count = self.counts.entry(issue).or_default();
+        *count += 1;
+        if *count <= LISTED {
+            self.listed.push(Finding { id: issue.id(), what: what() });
+        }
+    }
+
+    /// Notes a problem unless `fine`.
+    pub fn expect(&mut self, fine: bool, issue: Issue, what: impl FnOnce() -> String) {
+        if !fine {
+            self.add(issue, what);
+        }
+    }
+
+    /// How many problems there are.
+    pub fn total(&self) -> u64 {
+        self.counts.values().sum()
+    }
+
+    /// How many of each kind.
+    pub fn counts(&self) -> impl Iterator<Item = (Issue, u64)> {
+        self.counts.iter().map(|(issue, count)| (*issue, *count))
+    }
+
+    /// The listed problems.
+    pub fn listed(&self) -> &[Finding] {
+        &self.listed
+    }
+
+    /// Whether a problem of this kind was found.
+    pub fn has(&self, issue: Issue) -> bool {
+        self.counts.contains_key(&issue)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_unique_words() {
+        for (at, issue) in ISSUES.iter().enumerate() {
+            assert!(issue.id().bytes().all(|b| b.is_ascii_lowercase() || b == b'-'), "{}", issue.id());
+            assert!(ISSUES[..at].iter().all(|other| other.id() != issue.id()), "{} twice", issue.id());
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Stripes: each row makes sense, something refers to it, and its live bytes are the union of its back references.
+
+use std::collections::HashSet;
+
+use super::fsck::{Checked, Context};
+use super::issue::{Findings, Issue};
+use super::scan;
+use crate::base::{Ino, Result, StripeId, TxnId};
+use crate::format::intent::Intent;
+use crate::format::rows::{BackrefKey, Counter, Placement, StripeRow, StripeState};
+use crate::format::table::{Backrefs, Intents, StripeLive, Stripes};
+use crate::meta::{Reader, Visit};
+
+/// Runs the pass.
+pub fn check(reader: &impl Reader, context: &Context, findings: &mut Findings, checked: &mut Checked) -> Result<()> {
+    let mut planned = HashSet::new();
+    scan::rows::<Intents>(reader, |_, intent| {
+        if let Intent::Rebuild { stripe } = intent {
+            planned.insert(stripe);
+        }
+        Ok(())
+    })?;
+    let next = reader.counter(Counter::NextStripe)?;
+    checked.stripes = scan::rows::<Stripes>(reader, |id, row| {
+        findings.expect(id.0 < next, Issue::IdBeyondCounter, || format!("stripe {id}, next is {next}"));
+        placements(id, &row, context, findings);
+        let missing = row.placements.contains(&Placement::NONE);
+        findings.expect(!missing || row.state == StripeState::Degraded, Issue::StripeInvalid, || {
+            format!("stripe {id} lacks shards, but is said to be whole")
+        });
+        findings.expect(row.state == StripeState::Whole || planned.contains(&id.0), Issue::StripeDegraded, || {
+            format!("stripe {id}")
+        });
+        live_bytes(reader, id, &row, findings)
+    })?;
+    scan::rows::<StripeLive>(reader, |id, _| {
+        let exists = scan::find::<Stripes>(reader, &id)?.is_some();
+        findings.expect(exists, Issue::StripeLiveDangling, || format!("stripe {id}"));
+        Ok(())
+    })?;
+    let mut last = None;
+    scan::rows::<Backrefs>(reader, |key, _| {
+        if last.replace(key.stripe) != Some(key.stripe) {
+            let exists = scan::find::<Stripes>(reader, &key.stripe)?.is_some();
+            findings.expect(exists, Issue::BackrefDangling, || format!("stripe {} does not exist", key.stripe));
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn placements(id: StripeId, row: &StripeRow, context: &Context, findings: &mut Findings) {
+    for (at, placement) in row.placements.iter().enumerate() {
+        if *placement == Placement::NONE {
+            continue;
+        }
+        let again = row.placements[..at].iter().any(|other| other.device == placement.device);
+        findings.expect(!again, Issue::StripeInvalid, || {
+            format!("stripe {id} has two shards on device {}", placement.device)
+        });
+        if context.devices.is_empty() {
+            continue;
+        }
+        let device = context.devices.iter().find(|(device, _)| *device == placement.device);
+        let end = placement.block.0.saturating_add(1 + u64::from(row.shard_blocks));
+        findings.expect(device.is_some_and(|(_, blocks)| end <= *blocks), Issue::ShardOutside, || {
+            format!("stripe {id}, shard {at}: device {}, block {}", placement.device, placement.block.0)
+        });
+    }
+}
+
+fn live_bytes(reader: &impl Reader, id: StripeId, row: &StripeRow, findings: &mut Findings) -> Result<()> {
+    let mut ranges = Vec::new();
+    let low = BackrefKey { stripe: id, ino: Ino(0), offset: 0, birth: TxnId(0) };
+    let high = BackrefKey { stripe: StripeId(id.0.saturating_add(1)), ..low.clone() };
+    scan::range::<Backrefs>(reader, &low, &high, |_, backref| {
+        ranges.push((u64::from(backref.start), u64::from(backref.start) + u64::from(backref.length)));
+        Ok(Visit::Continue(()))
+    })?;
+    ranges.sort_unstable();
+    let overlaps = ranges.windows(2).any(|pair| matches!(pair, [before, after] if after.0 < before.1));
+    let (mut union, mut reached) = (0, 0);
+    for (start, end) in &ranges {
+        union += end.saturating_sub(reached.max(*start));
+        reached = reached.max(*end);
+    }
+    findings.expect(!ranges.is_empty(), Issue::StripeUnused, || format!("stripe {id}"));
+    findings.expect(reached <= u64::from(row.payload_bytes), Issue::ExtentOutsideStripe, || {
+        format!("stripe {id}: a back reference ends at {reached} of {}", row.payload_bytes)
+    });
+    let live = scan::find::<StripeLive>(reader, &id)?;
+    let counted = live.as_ref().map_or(0, |live| u64::from(live.live));
+    findings.expect(live.is_some() && counted == union, Issue::StripeLiveWrong, || {
+        format!("stripe {id} says {counted}, its back references cover {union}")
+    });
+    let may_overlap = live.is_none_or(|live| live.shared != 0);
+    findings.expect(!overlaps || may_overlap, Issue::StripeLiveWrong, || {
+        format!("stripe {id} has shared bytes, but is not marked so")
+    });
+    Ok(())
+}
