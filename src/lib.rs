@@ -4,6 +4,7 @@
 
 pub mod base;
 pub mod check;
+pub mod control;
 pub mod device;
 pub mod erasure;
 pub mod format;

@@ -1,0 +1,19 @@
+//! The operations that commands perform on a pool, and the socket by which they reach one that is mounted.
+//! Above: `cli` talks to people. Below: `fs`, `check` and `store` do the work.
+//!
+//! Invariant: an operation is one function of this layer, run by the daemon of a mounted pool or by the command itself,
+//! so its answer is the same either way.
+
+pub mod client;
+pub mod frame;
+pub mod mounts;
+pub mod protocol;
+pub mod runtime;
+pub mod server;
+
+#[cfg(test)]
+mod tests;
+
+pub use client::Client;
+pub use protocol::{Info, Outcome, Request};
+pub use server::{Reply, Server, Service};
