@@ -8,6 +8,7 @@ pub mod control;
 pub mod device;
 pub mod erasure;
 pub mod format;
+pub mod fs;
 pub mod fuse;
 pub mod meta;
 pub mod store;

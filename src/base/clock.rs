@@ -57,3 +57,25 @@ impl Clock for SteppingClock {
         self.0.fetch_add(1_000, Ordering::Relaxed)
     }
 }
+
+/// A clock for tests that compare times: it stands still until it is moved.
+#[derive(Debug, Default)]
+pub struct ManualClock(AtomicU64);
+
+impl ManualClock {
+    /// Moves time forward.
+    pub fn advance_ns(&self, by: u64) {
+        self.0.fetch_add(by, Ordering::Relaxed);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        let ns = self.monotonic_ns();
+        Timestamp { seconds: 1_700_000_000 + (ns / 1_000_000_000) as i64, nanos: (ns % 1_000_000_000) as u32 }
+    }
+
+    fn monotonic_ns(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,155 @@
+//! Inodes without names: they live until the last reference is forgotten, then their rows and content go in bounded
+//! steps.
+//!
+//! Invariants:
+//! - An inode with `nlink` 0 has a row in `orphans`, made in the transaction that took its last name, removed in the one
+//!   that names or deletes it. So a crash leaks nothing: what is found in `orphans` at mount is reclaimed.
+//! - Only references from before can lead to an inode without names; once there is none, none appears.
+
+use std::collections::VecDeque;
+use std::ops::Bound;
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
+
+use super::change::Change;
+use super::{Fs, lock, xattr};
+use crate::base::{Ino, Result};
+use crate::format::rows::JournalOp;
+use crate::format::table::Orphans;
+use crate::meta::{Reader, Visit};
+
+/// Inodes deleted by one transaction.
+const BATCH: usize = 64;
+/// Content one transaction lets go of before it ends, in bytes.
+const BATCH_CONTENT: u64 = 64 << 20;
+/// Attribute rows removed from one inode by one transaction.
+const XATTR_STEP: usize = 1000;
+
+/// Inodes to be reclaimed.
+pub struct Queue {
+    ready: Mutex<Ready>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Ready {
+    inodes: VecDeque<Ino>,
+    /// Where the search for orphans of an earlier life goes on; `None` when it is finished.
+    search: Option<Ino>,
+}
+
+impl Queue {
+    /// A queue that begins with the orphans an earlier life left behind.
+    pub fn after_mount() -> Queue {
+        Queue { ready: Mutex::new(Ready { inodes: VecDeque::new(), search: Some(Ino(0)) }), wake: Condvar::new() }
+    }
+
+    /// Adds an inode that has neither names nor references.
+    pub fn push(&self, ino: Ino) {
+        lock(&self.ready).inodes.push_back(ino);
+        self.wake.notify_one();
+    }
+}
+
+impl Fs {
+    /// Reclaims some inodes without names and references; says whether there may be more.
+    pub fn reclaim_step(&self) -> Result<bool> {
+        if self.options.read_only {
+            return Ok(false);
+        }
+        let (batch, search) = {
+            let mut ready = lock(&self.orphans.ready);
+            let many = ready.inodes.len().min(BATCH);
+            (ready.inodes.drain(..many).collect::<Vec<_>>(), ready.search)
+        };
+        match (batch.as_slice(), search) {
+            ([], None) => return Ok(false),
+            ([], Some(behind)) => self.search_orphans(behind)?,
+            _ => self.reclaim_batch(&batch)?,
+        }
+        Ok(true)
+    }
+
+    /// Reclaims everything that has neither names nor references, content that is removed in the background included.
+    pub fn reclaim_all(&self) -> Result<()> {
+        while self.reclaim_step()? || self.store.reclaim_step()? {}
+        Ok(())
+    }
+
+    /// Waits until [`Fs::reclaim_step`] has something to do, at most `timeout`; says whether it has.
+    pub fn wait_for_orphans(&self, timeout: Duration) -> bool {
+        let idle = |ready: &mut Ready| ready.inodes.is_empty() && ready.search.is_none();
+        let ready = lock(&self.orphans.ready);
+        let waited = self.orphans.wake.wait_timeout_while(ready, timeout, idle);
+        let (mut ready, _) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+        !idle(&mut ready)
+    }
+
+    /// Queues the next orphans of an earlier life.
+    fn search_orphans(&self, behind: Ino) -> Result<()> {
+        let mut found = Vec::with_capacity(BATCH);
+        self.store.view(|view| {
+            view.scan::<Orphans>((Bound::Excluded(behind), Bound::Unbounded), |ino, ()| {
+                found.push(ino);
+                Ok(if found.len() < BATCH { Visit::Continue(()) } else { Visit::Break(()) })
+            })
+        })?;
+        let mut ready = lock(&self.orphans.ready);
+        ready.search = if found.len() < BATCH { None } else { found.last().copied() };
+        ready.inodes.extend(found);
+        Ok(())
+    }
+
+    /// Deletes the inodes. One that cannot be deleted does not keep the others: it stays in `orphans` for fsck.
+    fn reclaim_batch(&self, batch: &[Ino]) -> Result<()> {
+        let again = self.mutate(|change| self.delete_inodes(change, batch));
+        let again = match again {
+            Err(_) if batch.len() > 1 => {
+                let mut again = Vec::new();
+                let mut outcome = Ok(());
+                for ino in batch {
+                    match self.mutate(|change| self.delete_inodes(change, std::slice::from_ref(ino))) {
+                        Ok(more) => again.extend(more),
+                        Err(error) => outcome = outcome.and(Err(error)),
+                    }
+                }
+                outcome.map(|()| again)
+            }
+            result => result,
+        }?;
+        lock(&self.orphans.ready).inodes.extend(again);
+        Ok(())
+    }
+
+    /// Deletes inodes until a bound is reached; returns those that are left.
+    fn delete_inodes(&self, change: &mut Change<'_, '_>, batch: &[Ino]) -> Result<Vec<Ino>> {
+        let mut content = 0;
+        let mut again = Vec::new();
+        for ino in batch {
+            if content > BATCH_CONTENT {
+                again.push(*ino);
+                continue;
+            }
+            if self.inodes.is_referenced(*ino) {
+                continue;
+            }
+            let Some(slot) = change.try_load(*ino)? else { continue };
+            let row = change.row(slot);
+            if row.nlink > 0 {
+                continue;
+            }
+            content += row.content;
+            if !xattr::remove_some(change, slot, XATTR_STEP)? {
+                again.push(*ino);
+                continue;
+            }
+            if change.row(slot).content > 0 {
+                change.shrink(*ino, 0)?;
+            }
+            change.tx.delete::<Orphans>(ino)?;
+            change.delete(slot);
+            change.journal(0, JournalOp::Reclaim { ino: ino.0 })?;
+        }
+        Ok(again)
+    }
+}
