@@ -8,6 +8,8 @@ use wincode::{SchemaRead, SchemaWrite};
 pub struct MetaRoot {
     /// Grows with every change.
     pub generation: u64,
+    /// Random number of the volume: no log of another one is mistaken for its own.
+    pub volume: u64,
     /// Blocks of one chunk of home (sums area included).
     pub chunk_blocks: u32,
     /// The devices that hold the log and home, each with its log ring.
@@ -23,6 +25,8 @@ pub struct ReplicaRoot {
     /// First block of the log ring.
     pub log_block: u64,
     pub log_blocks: u32,
+    /// It missed something: its blocks are kept for bringing it up again, never read as a source.
+    pub stale: bool,
 }
 
 /// `count` chunks from number `chunk` on, one behind the other from `block` on, on one replica.

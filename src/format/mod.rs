@@ -5,6 +5,7 @@ pub mod export;
 pub mod intent;
 pub mod json;
 pub mod label;
+pub mod log;
 pub mod record;
 pub mod rows;
 pub mod table;

@@ -5,6 +5,7 @@ pub mod db;
 pub mod journal;
 mod redo;
 pub mod tx;
+pub mod volume;
 
 pub use db::{DataBarrier, MemoryLog, Meta, RedoGroup, RedoLog};
 pub use tx::{Reader, Tx, View, Visit};

@@ -1,0 +1,373 @@
+//! Home: the blocks of the virtual file. Written ones wait in memory and are written back in order, to all replicas at once;
+//! read ones are verified, and mended from another replica.
+
+use super::block::{BLOCK, Block, EMPTY, LOST, sum, zeroed};
+use super::replicas::{Piece, Replica};
+use super::table::Chunk;
+use super::{Core, Dirty, Root, State, lock, read, write};
+use crate::base::{BLOCK_SIZE, BlockNo, Blocks, DeviceId, Error, Result};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use zerocopy::IntoBytes;
+
+/// Blocks one request of the write-back carries at most, and all requests of one batch to one replica.
+const RUN_BLOCKS: usize = 256;
+const BATCH_BLOCKS: usize = 2048;
+/// A device whose oldest request is this old is read last.
+const STALLED_NS: u64 = 50_000_000;
+
+/// Blocks that lie one behind the other in a chunk and on every replica.
+pub struct Run {
+    pub block: u64,
+    pub homes: Vec<(DeviceId, BlockNo)>,
+    /// First block, counted from the start of the chunk.
+    pub at: u64,
+    pub sums: Vec<u32>,
+}
+
+impl Run {
+    /// Byte offset on the replica.
+    pub fn offset(&self, replica: &Replica) -> Result<u64> {
+        let home = self.homes.iter().find(|(id, _)| *id == replica.id);
+        let (_, home) =
+            home.ok_or_else(|| Error::corrupt(format!("device {} lacks a chunk of metadata", replica.id)))?;
+        Ok((home.0 + self.at) * BLOCK_SIZE)
+    }
+
+    /// One of its blocks as a run of its own.
+    pub fn one(&self, at: usize) -> Option<Run> {
+        let sums = vec![*self.sums.get(at)?];
+        let past = at as u64;
+        Some(Run { block: self.block + past, homes: self.homes.clone(), at: self.at + past, sums })
+    }
+}
+
+impl State {
+    /// What redb wrote last, while it is still in memory.
+    pub fn in_memory(&self, block: u64) -> Option<&Block> {
+        self.dirty.get(&block).or_else(|| self.writing.get(&block)).map(|block| &**block)
+    }
+
+    /// The runs of blocks that have to be read from devices; everything else is filled in.
+    fn gather(&self, offset: u64, out: &mut [u8]) -> Result<Vec<Run>> {
+        let mut runs: Vec<Run> = Vec::new();
+        each_piece(offset, out, |block, within, piece| {
+            if block == 0 {
+                let header = Block::padded(&self.header);
+                piece.copy_from_slice(&header.0[within..within + piece.len()]);
+                return Ok(());
+            }
+            let Some((number, chunk, index)) = self.table.find(block) else {
+                piece.fill(0);
+                return Ok(());
+            };
+            let sum = chunk.sum(index);
+            if let Some(held) = self.in_memory(block).filter(|_| sum != EMPTY) {
+                piece.copy_from_slice(&held.0[within..within + piece.len()]);
+                return Ok(());
+            }
+            match sum {
+                EMPTY => piece.fill(0),
+                LOST => return Err(Error::corrupt(format!("the checksum of metadata block {block} is lost"))),
+                sum => match runs.last_mut() {
+                    Some(run)
+                        if run.block + run.sums.len() as u64 == block
+                            && index > 0
+                            && run.sums.len() < RUN_BLOCKS
+                            && self.table.geometry.locate(run.block).is_some_and(|(first, _)| first == number) =>
+                    {
+                        run.sums.push(sum);
+                    }
+                    _ => runs.push(Run {
+                        block,
+                        homes: chunk.homes.clone(),
+                        at: u64::from(self.table.geometry.pages + index),
+                        sums: vec![sum],
+                    }),
+                },
+            }
+            Ok(())
+        })?;
+        Ok(runs)
+    }
+}
+
+/// Cuts a byte range of the virtual file at block ends: calls `each(block, offset in the block, piece)`.
+fn each_piece(offset: u64, out: &mut [u8], mut each: impl FnMut(u64, usize, &mut [u8]) -> Result<()>) -> Result<()> {
+    let mut at = offset;
+    let mut rest = out;
+    while !rest.is_empty() {
+        let within = (at % BLOCK_SIZE) as usize;
+        let (piece, tail) = rest.split_at_mut(rest.len().min(BLOCK - within));
+        at += piece.len() as u64;
+        each((at - 1) / BLOCK_SIZE, within, piece)?;
+        rest = tail;
+    }
+    Ok(())
+}
+
+impl Core {
+    /// Fills `out` from the virtual file.
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        // A read that races with a write of the same block may see the new content and the old sum; then it starts over.
+        for _ in 0..8 {
+            let runs = {
+                let state = read(&self.state);
+                if offset.checked_add(out.len() as u64).is_none_or(|end| end > state.len) {
+                    return Err(Error::Invalid("a read beyond the end of the metadata"));
+                }
+                state.gather(offset, out)?
+            };
+            let mut bad = None;
+            for run in &runs {
+                match self.read_run(run) {
+                    Ok(blocks) => {
+                        each_piece(offset, out, |block, within, piece| {
+                            if let Some(content) = block.checked_sub(run.block).and_then(|at| blocks.get(at as usize)) {
+                                piece.copy_from_slice(&content.0[within..within + piece.len()]);
+                            }
+                            Ok(())
+                        })?;
+                    }
+                    Err(error) => bad = bad.or(Some((run, error))),
+                }
+            }
+            let Some((run, error)) = bad else { return Ok(()) };
+            if self.unchanged(run) {
+                return Err(error);
+            }
+        }
+        Err(Error::Busy("metadata kept changing while it was read".into()))
+    }
+
+    /// Whether all of a run's blocks still have the sums they had, and lie on the devices.
+    pub fn unchanged(&self, run: &Run) -> bool {
+        let state = read(&self.state);
+        let mut blocks = (run.block..).zip(&run.sums);
+        blocks.all(|(block, sum)| state.in_memory(block).is_none() && state.table.sum(block) == *sum)
+    }
+
+    /// Reads and verifies a run; what one replica has wrong comes from another and is mended.
+    pub fn read_run(&self, run: &Run) -> Result<Vec<Block>> {
+        let mut readers = self.readers();
+        readers.sort_by_key(|replica| replica.device.stalled_ns().is_some_and(|age| age > STALLED_NS));
+        let mut blocks = zeroed(run.sums.len());
+        let mut missing: Vec<usize> = (0..run.sums.len()).collect();
+        let mut bad: Vec<(Arc<Replica>, Vec<usize>)> = Vec::new();
+        let mut last_error = None;
+        for replica in readers {
+            let wrong: Vec<usize> = if missing.len() == run.sums.len() {
+                match run.offset(&replica).and_then(|offset| replica.device.read_at(offset, blocks.as_mut_bytes())) {
+                    Ok(()) => missing.iter().copied().filter(|at| sum(&blocks[*at].0) != run.sums[*at]).collect(),
+                    Err(error) => {
+                        last_error = Some(error);
+                        missing.clone()
+                    }
+                }
+            } else {
+                missing.iter().copied().filter(|at| !self.read_one(run, &replica, *at, &mut blocks[*at])).collect()
+            };
+            if wrong.is_empty() {
+                missing.clear();
+                break;
+            }
+            missing.clone_from(&wrong);
+            bad.push((replica, wrong));
+        }
+        if !missing.is_empty() {
+            let first = run.block + missing[0] as u64;
+            let why = last_error.map_or_else(String::new, |error| format!(": {error}"));
+            return Err(Error::corrupt(format!("no replica has metadata block {first} right{why}")));
+        }
+        for (replica, wrong) in bad {
+            self.counters.bad.fetch_add(wrong.len() as u64, Ordering::Relaxed);
+            for at in wrong {
+                self.mend(run, &replica, at, &blocks[at]);
+            }
+        }
+        Ok(blocks)
+    }
+
+    fn read_one(&self, run: &Run, replica: &Replica, at: usize, block: &mut Block) -> bool {
+        let read = |offset| replica.device.read_at(offset + at as u64 * BLOCK_SIZE, &mut block.0);
+        run.offset(replica).and_then(read).is_ok() && sum(&block.0) == run.sums[at]
+    }
+
+    /// Rewrites a block that one replica has wrong, unless it changed meanwhile; true when that was done. Durable with the next
+    /// flush; until then it would be found and mended again.
+    pub fn mend(&self, run: &Run, replica: &Replica, at: usize, content: &Block) -> bool {
+        if self.options.read_only || self.check().is_err() {
+            return false;
+        }
+        let Some(one) = run.one(at) else { return false };
+        let _io = lock(&self.io);
+        if !self.unchanged(&one) {
+            return false;
+        }
+        match one.offset(replica).and_then(|offset| replica.device.write_at(offset, &[&content.0])) {
+            Ok(()) => {
+                self.counters.repaired.fetch_add(1, Ordering::Relaxed);
+                true
+            }
+            Err(error) => {
+                // When that fails too, the volume is poisoned; the block was read all the same.
+                let _ = self.drop_replica(replica.id, error);
+                false
+            }
+        }
+    }
+
+    /// Takes whole blocks written by redb, other than the header.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.check()?;
+        if !offset.is_multiple_of(BLOCK_SIZE) || !data.len().is_multiple_of(BLOCK) {
+            return Err(Error::Invalid("a write to metadata that is not of whole blocks"));
+        }
+        let first = offset / BLOCK_SIZE;
+        let blocks: Vec<(u64, Box<Block>, u32)> = (first..)
+            .zip(data.chunks_exact(BLOCK))
+            .map(|(number, content)| (number, Block::padded(content), sum(content)))
+            .collect();
+        let end = offset.checked_add(data.len() as u64);
+        if end.is_none_or(|end| end > read(&self.state).len) {
+            return Err(Error::Invalid("a write beyond the end of the metadata"));
+        }
+        self.map(first, blocks.len() as u64)?;
+        let full = {
+            let mut state = write(&self.state);
+            for (number, content, sum) in blocks {
+                state.table.set(number, sum);
+                state.dirty.insert(number, content);
+            }
+            state.dirty.len() as u64 * BLOCK_SIZE >= self.options.dirty_limit.0
+        };
+        if full && !self.options.read_only { self.write_back() } else { Ok(()) }
+    }
+
+    /// Maps the chunks of a range of blocks.
+    fn map(&self, first: u64, count: u64) -> Result<()> {
+        let locate = |block| self.geometry.locate(block).ok_or(Error::FileTooLarge);
+        let Some(last) = count.checked_sub(1).and_then(|more| first.checked_add(more)) else { return Ok(()) };
+        let (from, to) = (locate(first)?.0, locate(last)?.0);
+        for number in from..=to {
+            if read(&self.state).table.chunks.contains_key(&number) {
+                continue;
+            }
+            let mut root = lock(&self.root);
+            if read(&self.state).table.chunks.contains_key(&number) {
+                continue;
+            }
+            let homes = match root.spare.pop() {
+                Some(homes) => homes,
+                None => self.allocate_chunk()?,
+            };
+            // Read-only, the chunk is in memory alone.
+            let chunk = Chunk::empty(self.geometry, homes, self.options.read_only);
+            write(&self.state).table.chunks.insert(number, chunk);
+        }
+        Ok(())
+    }
+
+    /// Takes space ahead for so many chunks.
+    pub fn reserve(&self, chunks: usize) -> Result<()> {
+        let mut root = lock(&self.root);
+        while root.spare.len() < chunks {
+            let homes = self.allocate_chunk()?;
+            root.spare.push(homes);
+        }
+        Ok(())
+    }
+
+    /// Space for a chunk on every replica. The caller holds the root's lock, so no replica comes or goes.
+    fn allocate_chunk(&self) -> Result<Vec<(DeviceId, BlockNo)>> {
+        if self.options.read_only {
+            return Ok(Vec::new());
+        }
+        let blocks = Blocks(u64::from(self.geometry.chunk));
+        let mut homes = Vec::new();
+        for replica in self.writers() {
+            match self.host.allocate(replica.id, blocks) {
+                Ok(first) => homes.push((replica.id, first)),
+                Err(error) => {
+                    homes.into_iter().for_each(|(device, first)| self.host.release(device, first, blocks));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(homes)
+    }
+
+    /// Writes dirty blocks back to every replica. Not durable by itself.
+    pub fn write_back(&self) -> Result<()> {
+        if self.options.read_only {
+            return Ok(());
+        }
+        self.check()?;
+        let _io = lock(&self.io);
+        let (batch, _) = self.take_dirty(|_| ());
+        self.write_out(&batch)
+    }
+
+    /// Moves the dirty blocks to those on their way, and calls `at_once` under the same lock. The caller holds `io`.
+    pub fn take_dirty<T>(&self, at_once: impl FnOnce(&mut State) -> T) -> (Arc<Dirty>, T) {
+        let mut state = write(&self.state);
+        // After a failure the volume is poisoned and nothing gets here, so nothing is on its way now.
+        state.writing = Arc::new(std::mem::take(&mut state.dirty));
+        let answer = at_once(&mut state);
+        (state.writing.clone(), answer)
+    }
+
+    /// Writes the blocks on their way to every replica, then forgets them. The caller holds `io`.
+    pub fn write_out(&self, batch: &Dirty) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.store_new_chunks()?;
+        let mut runs: Vec<(Run, Vec<&[u8]>)> = Vec::new();
+        {
+            let state = read(&self.state);
+            for (block, content) in batch {
+                let (number, chunk, index) = state.table.find(*block).expect("mapped when it was written");
+                match runs.last_mut() {
+                    Some((run, bufs))
+                        if run.block + bufs.len() as u64 == *block && index > 0 && bufs.len() < RUN_BLOCKS =>
+                    {
+                        bufs.push(&content.0);
+                    }
+                    _ => {
+                        let at = u64::from(self.geometry.pages + index);
+                        debug_assert!(chunk.stored, "chunk {number} is written before the root names it");
+                        runs.push((
+                            Run { block: *block, homes: chunk.homes.clone(), at, sums: Vec::new() },
+                            vec![&content.0],
+                        ));
+                    }
+                }
+            }
+        }
+        let mut rest = runs.as_slice();
+        while !rest.is_empty() {
+            let mut blocks = 0;
+            let count = rest.iter().take_while(|(_, bufs)| {
+                blocks += bufs.len();
+                blocks <= BATCH_BLOCKS
+            });
+            let (now, later) = rest.split_at(count.count().max(1));
+            self.write_all(|replica| {
+                now.iter().map(|(run, bufs)| Ok::<Piece<'_>, Error>((run.offset(replica)?, bufs.clone()))).collect()
+            })?;
+            rest = later;
+        }
+        write(&self.state).writing = Arc::default();
+        Ok(())
+    }
+
+    /// Stores the root when chunks were mapped since.
+    fn store_new_chunks(&self) -> Result<()> {
+        let mut root: std::sync::MutexGuard<'_, Root> = lock(&self.root);
+        if read(&self.state).table.chunks.values().all(|chunk| chunk.stored) {
+            return Ok(());
+        }
+        self.store_root(&mut root)
+    }
+}

@@ -1,0 +1,262 @@
+//! Reading the log after any crash.
+//!
+//! The chain is walked over all live replicas together: at each step any replica may have the entry that continues it, and
+//! which replicas lack it is noted. So entries that rotted on different replicas do not add up, and the walk ends where no
+//! replica has a continuation. Units cut off at the end have not happened.
+
+use super::block::{Block, zeroed};
+use super::replicas::Replica;
+use crate::base::{BLOCK_SIZE, Error, Result};
+use crate::device::Device;
+use crate::format::log::{ANCHORS, Anchor, EntryHead, HEAD, Kind, Link, entry_blocks};
+use std::sync::Arc;
+use zerocopy::IntoBytes;
+
+/// Blocks read at a time.
+const WINDOW: usize = 64;
+/// Starts tried when no anchor leads to a checkpoint.
+const MAX_STARTS: usize = 64;
+
+/// Reads one replica's ring.
+struct Reader<'a> {
+    device: &'a dyn Device,
+    /// Device block of the first block behind the anchors.
+    base: u64,
+    capacity: u64,
+    window: Vec<Block>,
+    /// Place in the ring of the window's first block, and how many blocks of the window hold something.
+    at: u64,
+    filled: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn new(replica: &'a Replica, capacity: u64) -> Reader<'a> {
+        let window = zeroed(WINDOW);
+        Reader { device: &*replica.device, base: replica.log.0 + ANCHORS, capacity, window, at: 0, filled: 0 }
+    }
+
+    /// The block at a position; `None` when it cannot be read.
+    fn block(&mut self, position: u64) -> Option<&Block> {
+        let place = position % self.capacity;
+        if place.checked_sub(self.at).is_none_or(|from| from >= self.filled as u64) {
+            let count = (self.capacity - place).min(WINDOW as u64) as usize;
+            self.filled = 0;
+            self.at = place;
+            let offset = (self.base + place) * BLOCK_SIZE;
+            if self.device.read_at(offset, self.window.get_mut(..count)?.as_mut_bytes()).is_ok() {
+                self.filled = count;
+            } else if self.device.read_at(offset, &mut self.window.first_mut()?.0).is_ok() {
+                // A bad sector behind it must not hide this block.
+                self.filled = 1;
+            } else {
+                return None;
+            }
+        }
+        self.window.get((place - self.at) as usize)
+    }
+
+    /// The entry at a position if its bytes are whole, whatever its place in a chain.
+    fn entry(&mut self, position: u64) -> Option<(EntryHead, Vec<u8>)> {
+        let first = self.block(position)?.0;
+        let head = EntryHead::decode(&first)?;
+        let len = head.payload_len as usize;
+        if head.position != position || head.blocks() > self.capacity {
+            return None;
+        }
+        let mut payload = Vec::with_capacity(len.min(first.len()));
+        payload.extend(first.get(HEAD..)?.iter().take(len));
+        for at in 1..entry_blocks(len) {
+            let rest = len - payload.len();
+            payload.extend(self.block(position + at)?.0.iter().take(rest));
+        }
+        head.matches(&first, &payload).then_some((head, payload))
+    }
+
+    fn anchor(&self, slot: u64) -> Option<Anchor> {
+        let mut block = Block::zeroed();
+        self.device.read_at((self.base - ANCHORS + slot) * BLOCK_SIZE, &mut block.0).ok()?;
+        Anchor::decode(&block.0)
+    }
+}
+
+/// Where a walk is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cursor {
+    pub position: u64,
+    pub seq: u64,
+    pub link: Link,
+    /// The highest life so far.
+    pub life: u32,
+}
+
+impl Cursor {
+    fn at(anchor: &Anchor) -> Cursor {
+        Cursor { position: anchor.position, seq: anchor.seq, link: anchor.previous, life: anchor.life }
+    }
+
+    /// The anchor in front of the entry here.
+    pub fn anchor(&self, volume: u64) -> Anchor {
+        Anchor { volume, seq: self.seq, position: self.position, life: self.life, previous: self.link }
+    }
+}
+
+/// An entry of the chain, and where it was found.
+struct Found {
+    position: u64,
+    blocks: u64,
+    source: usize,
+    /// Bit per replica that has it.
+    holders: u64,
+}
+
+/// What the log holds.
+pub struct Log {
+    /// In front of the newest checkpoint, and its unit.
+    pub checkpoint: Cursor,
+    pub unit: Vec<u8>,
+    /// The redo units behind it.
+    pub redo: Vec<Vec<u8>>,
+    /// Behind the last whole unit.
+    pub end: Cursor,
+    /// The anchor slot that led here: not the one to write next.
+    pub slot: u64,
+    chain: Vec<Found>,
+}
+
+/// Reads the log of a volume from all `replicas` (no more than 64), whose rings have `capacity` blocks behind the anchors.
+pub fn recover(replicas: &[Arc<Replica>], volume: u64, capacity: u64) -> Result<Log> {
+    let mut readers: Vec<Reader<'_>> = replicas.iter().map(|replica| Reader::new(replica, capacity)).collect();
+    let mut starts: Vec<(Anchor, u64)> = Vec::new();
+    for reader in &readers {
+        for slot in 0..ANCHORS {
+            starts.extend(reader.anchor(slot).filter(|anchor| anchor.volume == volume).map(|anchor| (anchor, slot)));
+        }
+    }
+    newest_first(&mut starts);
+    for (anchor, slot) in starts {
+        if let Some(log) = walk(&mut readers, &anchor, slot) {
+            return Ok(log);
+        }
+    }
+    let mut starts: Vec<(Anchor, u64)> = Vec::new();
+    for reader in &mut readers {
+        starts.extend(scan(reader, volume).into_iter().map(|anchor| (anchor, 0)));
+    }
+    newest_first(&mut starts);
+    starts
+        .into_iter()
+        .take(MAX_STARTS)
+        .find_map(|(anchor, slot)| walk(&mut readers, &anchor, slot))
+        .ok_or_else(|| Error::Unavailable("no copy of the metadata log holds a checkpoint".into()))
+}
+
+fn newest_first(starts: &mut Vec<(Anchor, u64)>) {
+    starts.sort_by_key(|(anchor, _)| std::cmp::Reverse((anchor.seq, anchor.life, anchor.previous.0)));
+    starts.dedup();
+}
+
+/// Looks for checkpoints at every place of the ring: for a log whose anchors are gone.
+fn scan(reader: &mut Reader<'_>, volume: u64) -> Vec<Anchor> {
+    let mut found = Vec::new();
+    for place in 0..reader.capacity {
+        let Some(head) = reader.block(place).and_then(|block| EntryHead::decode(&block.0)) else { continue };
+        if head.kind == Kind::Checkpoint
+            && !head.continued
+            && head.volume == volume
+            && head.position % reader.capacity == place
+        {
+            let Some((seq, previous)) = reader.entry(head.position).map(|(head, _)| (head.seq, head.previous)) else {
+                continue;
+            };
+            found.push(Anchor { volume, seq, position: head.position, life: head.life, previous });
+        }
+    }
+    found
+}
+
+/// Follows the chain from an anchor; `None` when that does not come by a checkpoint.
+fn walk(readers: &mut [Reader<'_>], start: &Anchor, slot: u64) -> Option<Log> {
+    let capacity = readers.first()?.capacity;
+    let mut chain = Vec::new();
+    let mut cursor = Cursor::at(start);
+    let mut unit_start = cursor;
+    let mut unit: Vec<u8> = Vec::new();
+    let mut end = cursor;
+    let mut whole = 0;
+    let mut checkpoint = None;
+    let mut redo = Vec::new();
+    while let Some((head, payload, found)) = step(readers, start.volume, &cursor) {
+        let next = Cursor {
+            position: cursor.position.checked_add(found.blocks)?,
+            seq: cursor.seq.checked_add(1)?,
+            link: head.hash,
+            life: cursor.life.max(head.life),
+        };
+        let begins = !head.continued;
+        if next.position - start.position > capacity || begins != (unit_start == cursor) {
+            break;
+        }
+        chain.push(found);
+        cursor = next;
+        unit.extend_from_slice(&payload);
+        if head.more {
+            continue;
+        }
+        let unit = std::mem::take(&mut unit);
+        match head.kind {
+            Kind::Redo => redo.push(unit),
+            Kind::Checkpoint => {
+                checkpoint = Some((unit_start, unit));
+                redo.clear();
+            }
+            Kind::Opened => {}
+        }
+        end = cursor;
+        unit_start = cursor;
+        whole = chain.len();
+    }
+    chain.truncate(whole);
+    let (checkpoint, unit) = checkpoint?;
+    Some(Log { checkpoint, unit, redo, end, slot, chain })
+}
+
+/// The entry that continues the chain, from whichever replica has it. Where there are two, the later life's.
+fn step(readers: &mut [Reader<'_>], volume: u64, at: &Cursor) -> Option<(EntryHead, Vec<u8>, Found)> {
+    let mut best: Option<(EntryHead, Vec<u8>, Found)> = None;
+    for (index, reader) in readers.iter_mut().enumerate() {
+        let Some((head, payload)) = reader.entry(at.position) else { continue };
+        if head.volume != volume || head.seq != at.seq || head.previous != at.link {
+            continue;
+        }
+        match &mut best {
+            Some((chosen, _, found)) if chosen.hash == head.hash => found.holders |= 1 << index,
+            Some((chosen, ..)) if (chosen.life, chosen.hash.0) > (head.life, head.hash.0) => {}
+            _ => {
+                let blocks = head.blocks();
+                best =
+                    Some((head, payload, Found { position: at.position, blocks, source: index, holders: 1 << index }));
+            }
+        }
+    }
+    best
+}
+
+impl Log {
+    /// Runs of blocks from the newest checkpoint on that this replica lacks: position, length, and who has them.
+    pub fn missing(&self, replica: usize) -> Vec<(u64, u64, usize)> {
+        let from = self.checkpoint.position;
+        let lacking = self.chain.iter().filter(|found| found.position >= from && found.holders >> replica & 1 == 0);
+        let mut runs: Vec<(u64, u64, usize)> = Vec::new();
+        for found in lacking {
+            match runs.last_mut() {
+                Some((position, blocks, source))
+                    if *source == found.source && *position + *blocks == found.position =>
+                {
+                    *blocks += found.blocks;
+                }
+                _ => runs.push((found.position, found.blocks, found.source)),
+            }
+        }
+        runs
+    }
+}

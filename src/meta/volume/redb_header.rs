@@ -1,0 +1,41 @@
+//! What the volume has to know of redb's header (file format 3, the first 320 bytes): which commit it names, and how long
+//! the file is. redb reads the rest itself.
+
+/// Bytes redb writes as its header.
+pub const LEN: usize = 320;
+
+const MAGIC: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
+const GOD_BYTE: usize = 9;
+const PRIMARY_BIT: u8 = 1;
+const SLOTS: usize = 64;
+const SLOT: usize = 128;
+
+fn u32_at(header: &[u8; LEN], at: usize) -> u64 {
+    header
+        .get(at..at + 4)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map_or(0, |bytes| u64::from(u32::from_le_bytes(bytes)))
+}
+
+/// Which slot is primary, and its bytes: what makes one durable state differ from another. `None` when the magic is missing,
+/// as it is while redb sets up a new file.
+pub fn commit(header: &[u8; LEN]) -> Option<(u8, &[u8])> {
+    let primary = header[GOD_BYTE] & PRIMARY_BIT;
+    let from = SLOTS + SLOT * usize::from(primary);
+    header.starts_with(&MAGIC).then(|| (primary, header.get(from..from + SLOT).unwrap_or_default()))
+}
+
+/// Whether both headers hold the same two commits and point to the same one: what differs is flags and the layout.
+pub fn same_commits(a: &[u8; LEN], b: &[u8; LEN]) -> bool {
+    (a[GOD_BYTE] ^ b[GOD_BYTE]) & PRIMARY_BIT == 0 && a[SLOTS..] == b[SLOTS..] && a[..GOD_BYTE] == b[..GOD_BYTE]
+}
+
+/// Length of the file this header describes. redb insists on exactly a length some layout has, and writes the header's layout
+/// with every commit, so the header is the one place to take the length from. `None` for a header that is none.
+pub fn file_len(header: &[u8; LEN]) -> Option<u64> {
+    let [page, head_pages, max_pages, full, trailing] = [12, 16, 20, 24, 28].map(|at| u32_at(header, at));
+    let region = |pages: u64| (head_pages + pages).checked_mul(page);
+    let rest = if trailing > 0 { region(trailing)? } else { 0 };
+    let len = full.checked_mul(region(max_pages)?)?.checked_add(rest)?.checked_add(page)?;
+    (header.starts_with(&MAGIC) && page > 0 && (full > 0 || trailing > 0)).then_some(len)
+}
