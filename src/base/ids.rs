@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use wincode::{SchemaRead, SchemaWrite};
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $repr:ty) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, SchemaWrite, SchemaRead)]
         pub struct $name(pub $repr);
 
         impl fmt::Debug for $name {
@@ -45,7 +47,7 @@ impl Ino {
 }
 
 /// 128 random bits: pools, devices, epochs.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, SchemaWrite, SchemaRead)]
 pub struct Uuid(pub [u8; 16]);
 
 impl Uuid {
@@ -94,7 +96,7 @@ impl fmt::Debug for Uuid {
 
 /// Random id of one read-write mount; carried by every shard header and stripe row
 /// so that headers of a lost future are never mixed with those of the new one.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug, SchemaWrite, SchemaRead)]
 pub struct Incarnation(pub u64);
 
 #[cfg(test)]
