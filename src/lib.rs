@@ -11,4 +11,5 @@ pub mod format;
 pub mod fs;
 pub mod fuse;
 pub mod meta;
+pub mod pool;
 pub mod store;
