@@ -162,7 +162,7 @@ wire!(RenameIn, 8 { newdir: u64 });
 wire!(Rename2In, 16 { newdir: u64, flags: u32, padding: u32 });
 wire!(LinkIn, 8 { oldnodeid: u64 });
 wire!(
-    /// Of CREATE and TMPFILE.
+    /// Of TMPFILE (and CREATE, which is declined).
     CreateIn, 16 { flags: u32, mode: u32, umask: u32, open_flags: u32 }
 );
 wire!(OpenOut, 16 { fh: u64, open_flags: u32, backing_id: i32 });

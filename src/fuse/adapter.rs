@@ -4,7 +4,9 @@
 //! - Every request that expects a reply gets exactly one; FORGET, BATCH_FORGET and INTERRUPT get none.
 //! - A reference handed out in a reply that nobody took is given back at once.
 
-use super::abi::op;
+use zerocopy::FromBytes;
+
+use super::abi::{InHeader, op};
 use super::buffer::{Buffer, DATA_MAX};
 use super::errno::{errno, is_storage_failure, sync_errno};
 use super::handler::Filesystem;
@@ -85,12 +87,10 @@ impl<F: Filesystem + ?Sized> Adapter<'_, F> {
                 let mode = FileType::Directory.mode_bits() | (mode & MODE_BITS);
                 self.enter(header, reply, fs.mkdir(&Caller { umask, ..caller }, ino, name, mode))
             }
-            Operation::Create { name, mode, umask } => {
-                self.created(header, reply, fs.mknod(&Caller { umask, ..caller }, ino, name, regular(mode), 0))
-            }
-            Operation::TmpFile { mode, umask } => {
-                self.created(header, reply, fs.tmpfile(&Caller { umask, ..caller }, ino, regular(mode)))
-            }
+            Operation::TmpFile { mode, umask } => match fs.tmpfile(&Caller { umask, ..caller }, ino, regular(mode)) {
+                Ok(entry) => self.hand_out(&entry, reply.created(&entry)),
+                Err(error) => self.fail(header, reply, &error),
+            },
             Operation::Link { existing, name } => self.enter(header, reply, fs.link(&caller, existing, ino, name)),
             Operation::Unlink { name } => self.finish(header, reply, fs.unlink(&caller, ino, name)),
             Operation::RmDir { name } => self.finish(header, reply, fs.rmdir(&caller, ino, name)),
@@ -201,13 +201,6 @@ impl<F: Filesystem + ?Sized> Adapter<'_, F> {
         }
     }
 
-    fn created(&self, header: Header, reply: Reply<'_>, made: Result<Entry>) -> Sent {
-        match made {
-            Ok(entry) => self.hand_out(&entry, reply.created(&entry)),
-            Err(error) => self.fail(header, reply, &error),
-        }
-    }
-
     fn hand_out(&self, entry: &Entry, sent: Sent) -> Sent {
         if sent == Sent::Dropped {
             self.fs.forget(entry.attr.ino, 1);
@@ -301,9 +294,13 @@ fn fallocate_mode(mode: u32) -> Result<FallocateMode> {
     }
 }
 
-/// The inode a request is about, for reports of requests that could not be served.
+/// The operation a message asks for, whatever else it holds.
+pub fn opcode(message: &[u8]) -> Option<u32> {
+    InHeader::read_from_prefix(message).ok().map(|(header, _)| header.opcode)
+}
+
+/// Number, operation and inode of a request, for reports of requests that could not be served.
 pub fn describe(message: &[u8]) -> Option<(u64, &'static str, Ino)> {
-    use zerocopy::FromBytes;
-    let (header, _) = super::abi::InHeader::read_from_prefix(message).ok()?;
+    let (header, _) = InHeader::read_from_prefix(message).ok()?;
     Some((header.unique, op::name(header.opcode), Ino(header.nodeid)))
 }

@@ -88,11 +88,6 @@ pub enum Operation<'a> {
         existing: Ino,
         name: &'a [u8],
     },
-    Create {
-        name: &'a [u8],
-        mode: u32,
-        umask: u32,
-    },
     TmpFile {
         mode: u32,
         umask: u32,
@@ -151,7 +146,8 @@ pub enum Operation<'a> {
     Release,
     Ioctl,
     /// Answered with ENOSYS, which the kernel mostly remembers: opens, flushes, access checks, locks, and whatever a
-    /// newer kernel may send.
+    /// newer kernel may send. CREATE is among them: instead of it MKNOD comes, followed by an open that costs nothing,
+    /// while a file made by CREATE would be followed by a RELEASE until the first open of another has been declined.
     Declined,
 }
 
@@ -252,10 +248,6 @@ fn operation(opcode: u32, mut body: Body<'_>, dialect: Dialect) -> Parsed<Operat
         op::LINK => {
             let existing = Ino(body.take::<abi::LinkIn>()?.oldnodeid);
             Operation::Link { existing, name: body.name()? }
-        }
-        op::CREATE => {
-            let abi::CreateIn { mode, umask, .. } = body.take()?;
-            Operation::Create { name: body.name()?, mode, umask }
         }
         op::TMPFILE => {
             let abi::CreateIn { mode, umask, .. } = body.take()?;

@@ -44,7 +44,6 @@ fn samples() -> Vec<Vec<u8>> {
         message(op::RENAME, &[abi::RenameIn { newdir: 9 }.as_bytes(), b"old\0new\0"]),
         message(op::RENAME2, &[abi::Rename2In { newdir: 9, flags: 1, padding: 0 }.as_bytes(), b"old\0new\0"]),
         message(op::LINK, &[abi::LinkIn { oldnodeid: 9 }.as_bytes(), b"new\0"]),
-        message(op::CREATE, &[abi::CreateIn::default().as_bytes(), b"new\0"]),
         message(op::TMPFILE, &[abi::CreateIn::default().as_bytes()]),
         message(op::READ, &[abi::ReadIn { offset: 4096, size: 10, ..Default::default() }.as_bytes()]),
         message(op::READDIRPLUS, &[abi::ReadIn { offset: 3, size: 4096, ..Default::default() }.as_bytes()]),
@@ -175,7 +174,7 @@ fn hostile_bytes_never_panic() {
         let Ok(request) = Request::parse(&bytes, dialect) else { continue };
         accepted += 1;
         match request.operation {
-            Operation::Unlink { name } | Operation::MkDir { name, .. } | Operation::Create { name, .. } => {
+            Operation::Unlink { name } | Operation::MkDir { name, .. } | Operation::MkNod { name, .. } => {
                 assert!(!name.is_empty() && !name.contains(&b'/') && !name.contains(&0), "seed {seed} round {round}");
                 assert!(name != b"." && name != b"..", "seed {seed} round {round}");
             }

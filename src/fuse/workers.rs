@@ -5,7 +5,9 @@
 //!   `threads_max` threads are busy: requests that wait for a device, space or a durable point never keep others from
 //!   being read.
 //! - `reading` counts the threads in a read or on their way to one; whoever wakes or starts a reader counts it first.
-//! - At most `readers_max` threads wait in reads, so a burst leaves no crowd that the kernel wakes in turn. The surplus
+//! - At most `readers_max` threads wait in reads, so a burst leaves no crowd that the kernel wakes in turn. (Two for each
+//!   processor: a thread that has answered is often not back when its client's next request is read, and with fewer
+//!   readers a surplus thread would be woken for most requests of a single busy client.) The surplus
 //!   gives its memory back and ends when nobody calls for it.
 //! - A panic while serving costs that request an EIO, and nobody else anything.
 
@@ -21,8 +23,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::ioctl::{Setter, ioctl};
 
-use super::abi;
-use super::adapter::describe;
+use super::abi::{self, op};
+use super::adapter::{describe, opcode};
 use super::buffer::Buffer;
 use super::mount::open_device;
 use super::reply::{Channel, Reply};
@@ -77,7 +79,7 @@ impl<'a> Workers<'a> {
             serve,
             report,
             threads_max,
-            readers_max: cpus.clamp(2, 8).min(threads_max),
+            readers_max: (2 * cpus).clamp(4, 16).min(threads_max),
             reading: AtomicUsize::new(0),
             state: Mutex::default(),
             wake: Condvar::new(),
@@ -100,6 +102,10 @@ impl<'a> Workers<'a> {
         loop {
             match rustix::io::read(port.device, buffer.message_mut()) {
                 Ok(len) => {
+                    if never_waits(buffer.message(len)) {
+                        self.serve_one(&port, &mut buffer, len);
+                        continue;
+                    }
                     if self.reading.fetch_sub(1, Ordering::AcqRel) == 1 {
                         self.add_reader(scope);
                     }
@@ -230,6 +236,11 @@ fn clone_device(device: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     // SAFETY: this ioctl reads one u32, the number of an open descriptor, and `Setter` passes a pointer to exactly that.
     unsafe { ioctl(&fresh, Setter::<{ abi::DEV_IOC_CLONE }, u32>::new(device.as_raw_fd() as u32))? };
     Ok(fresh)
+}
+
+/// Whether this thread can serve the message and still count as a reader: forgets and interrupts, which come in numbers.
+fn never_waits(message: &[u8]) -> bool {
+    opcode(message).is_some_and(|opcode| matches!(opcode, op::FORGET | op::BATCH_FORGET | op::INTERRUPT))
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
