@@ -38,8 +38,9 @@ pub(crate) fn sample() -> Label {
             members: vec![member(0), member(1)],
             meta: MetaRoot {
                 generation: 5,
+                volume: 0x99aa,
                 chunk_blocks: 512,
-                replicas: vec![ReplicaRoot { device: 0, log_block: 256, log_blocks: 512 }],
+                replicas: vec![ReplicaRoot { device: 0, log_block: 256, log_blocks: 512, stale: false }],
                 chunks: vec![ChunkRun { device: 0, chunk: 0, count: 2, block: 768 }],
             },
             archives: vec![Archive {
@@ -88,12 +89,12 @@ fn golden_bytes() {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     assert_eq!(
         hex(&slot[..112]),
-        "4172676f7346530a01000000980200009f443425000000000000000000000080000000000000000000000000000000000707070707070707\
+        "4172676f7346530a01000000a1020000dcf3bacd000000000000000000000080000000000000000000000000000000000707070707070707\
          0707070707070707020202020202020202020202020202022a0000000000000000000004000000000474616e6b0000000000000000000000"
     );
     assert_eq!(
         blake3::hash(&slot).to_hex().as_str(),
-        "c3668c3ba2636cd4be616dafab15468a0c391ff3b71a537f31b7dc94d65e566c"
+        "b0e4aac04dc741e0c91c1c00f45ea00ecf74f85eb55317fa901e08c7fc80175a"
     );
 }
 
