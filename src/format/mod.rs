@@ -8,4 +8,5 @@ pub mod label;
 pub mod log;
 pub mod record;
 pub mod rows;
+pub mod shard;
 pub mod table;

@@ -109,9 +109,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Meta {
     /// A store in memory, without durability: for tests of the layers above.
     pub fn in_memory(clock: Arc<dyn Clock>) -> Result<Meta> {
+        Meta::in_memory_with(Arc::new(()), clock)
+    }
+
+    /// The same, with a barrier before each durable point.
+    pub fn in_memory_with(barrier: Arc<dyn DataBarrier>, clock: Arc<dyn Clock>) -> Result<Meta> {
         let backend = redb::backends::InMemoryBackend::new();
         let db = Database::builder().create_with_backend(backend).map_err(store_error)?;
-        Meta::start(db, Vec::new(), Arc::new(MemoryLog), Arc::new(()), clock, false)
+        Meta::start(db, Vec::new(), Arc::new(MemoryLog), barrier, clock, false)
     }
 
     /// Takes over an opened database: creates missing tables and replays `groups`, skipping those it holds already.
@@ -153,6 +158,15 @@ impl Meta {
     /// Runs `body` as one transaction. If it fails, nothing has changed. Atomic and visible at once, durable after the
     /// next durable point. Returns the number of the transaction too.
     pub fn transact<T>(&self, body: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, TxnId)> {
+        self.transact_then(body, |_| {})
+    }
+
+    /// Like [`Meta::transact`]; `committed` runs once the transaction is visible and before the next one begins.
+    pub fn transact_then<T>(
+        &self,
+        body: impl FnOnce(&mut Tx<'_>) -> Result<T>,
+        committed: impl FnOnce(&T),
+    ) -> Result<(T, TxnId)> {
         if self.read_only {
             return Err(Error::ReadOnly);
         }
@@ -185,6 +199,7 @@ impl Meta {
                 writer.journal = journal;
                 writer.pending_bytes += changes.len();
                 writer.pending.push(RedoGroup { txn: id, changes });
+                committed(&answer);
                 self.committed.store(id.0, Ordering::Release);
                 Ok((answer, id))
             }

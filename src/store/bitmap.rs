@@ -1,21 +1,15 @@
 //! Block bitmaps in the `groups` table: which blocks belong to committed stripes. A set bit is a block in use.
 //!
-//! Bits are addressed by the block's number on its device alone, in rows of [`GROUP_PART_BLOCKS`]; the allocation
-//! group of a row follows from the device's group size and is of no interest here, so `group` counts rows.
+//! Invariant: `DeviceRow::used_blocks` is the number of bits set for the device.
 
 use crate::base::{DeviceId, Error, Result};
 use crate::format::rows::{GROUP_PART_BLOCKS, GroupKey, Placement, StripeRow};
-use crate::format::table::Groups;
+use crate::format::table::{Devices, Groups};
 use crate::meta::{Reader, Tx};
 
 /// Blocks a shard of the stripe occupies: its header and its payload.
 pub fn shard_blocks(row: &StripeRow) -> u64 {
     1 + u64::from(row.shard_blocks)
-}
-
-/// The row that describes `block`.
-pub fn key(device: DeviceId, block: u64) -> GroupKey {
-    GroupKey { device, group: (block / GROUP_PART_BLOCKS) as u32, part: 0 }
 }
 
 /// Sets or clears the bits of every shard of a stripe.
@@ -31,7 +25,7 @@ pub fn mark(tx: &mut Tx<'_>, device: DeviceId, first: u64, count: u64, used: boo
     let mut block = first;
     let end = first + count;
     while block < end {
-        let key = key(device, block);
+        let key = GroupKey { device, group: (block / GROUP_PART_BLOCKS) as u32, part: 0 };
         let stop = end.min((block / GROUP_PART_BLOCKS + 1) * GROUP_PART_BLOCKS);
         let mut bits = tx.get::<Groups>(&key)?.unwrap_or_default();
         bits.resize((GROUP_PART_BLOCKS / 8) as usize, 0);
@@ -51,5 +45,9 @@ pub fn mark(tx: &mut Tx<'_>, device: DeviceId, first: u64, count: u64, used: boo
         }
         block = stop;
     }
-    Ok(())
+    let Some(mut row) = tx.get::<Devices>(&device)? else {
+        return Err(Error::corrupt(format!("device {device} has blocks but no row; run fsck")));
+    };
+    row.used_blocks = if used { row.used_blocks + count } else { row.used_blocks.saturating_sub(count) };
+    tx.put::<Devices>(&device, &row)
 }

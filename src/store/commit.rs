@@ -3,11 +3,19 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::devices::{Allocation, Devices, load_bitmap, run_of};
 use super::extents::{self, Ledger};
-use super::{Store, lock};
-use crate::base::{Ino, Result};
-use crate::format::rows::{ExtentBody, ExtentRow};
+use super::pack::{self, Payload, Plan};
+use super::{Store, bitmap, lock};
+use crate::base::{BLOCK_SIZE, DeviceId, Error, Ino, Result, StripeId, Uuid};
+use crate::device::buffer::AlignedBuf;
+use crate::format::intent::Intent;
+use crate::format::rows::{Counter, ExtentBody, ExtentRow, Placement, Run, StripeLiveRow, StripeRow, StripeState};
+use crate::format::shard::{ShardHeader, Unit};
+use crate::format::table::{Intents, StripeLive, Stripes};
 use crate::meta::Tx;
+use crate::pool::allocator::Loader;
+use crate::pool::stripe_io::{self, ShardWrite, StripeImage};
 
 /// A range of a shared buffer.
 #[derive(Clone, Debug)]
@@ -53,6 +61,9 @@ pub struct ContentWrite {
     pub bytes: SharedBytes,
 }
 
+/// Stripe numbers reserved ahead by one durable transaction.
+const STRIPES_AHEAD: u64 = 1 << 16;
+
 /// How much content may go into the metadata instead of a stripe.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Inline {
@@ -62,15 +73,20 @@ pub enum Inline {
     Synchronous,
 }
 
-/// Largest inline row of ordinary write-back, in bytes.
-pub const INLINE_SMALL: usize = 2048;
-/// Most content one synchronous commit puts inline, in bytes.
-pub const INLINE_SYNCHRONOUS: usize = 32 << 10;
 /// Longest inline row made by a synchronous commit.
 const INLINE_PIECE: usize = 4096;
 
-/// Content bytes a commit added to (or took from) an inode: for `InodeRow::content`.
+/// Content bytes a commit added to (or took from) each write's inode: for `InodeRow::content`. One entry per write.
 pub type ContentDeltas = Vec<(Ino, i64)>;
+
+/// A stripe on the devices that no transaction knows of yet.
+struct Written {
+    id: StripeId,
+    allocation: Allocation,
+    granule_shift: u8,
+    sums: Vec<u32>,
+    payload: Payload,
+}
 
 impl Store {
     /// Writes content and makes it part of its files in one transaction, in which `finish` then updates the inodes.
@@ -89,27 +105,268 @@ impl Store {
     pub fn commit_in_turn<T>(
         &self,
         writes: &[ContentWrite],
-        _inline: Inline,
+        inline: Inline,
         turn: impl FnOnce() -> Result<()>,
         finish: impl FnOnce(&mut Tx<'_>, &ContentDeltas) -> Result<T>,
     ) -> Result<T> {
-        turn()?;
-        self.transact(|tx, ledger| {
-            let mut deltas = ContentDeltas::new();
+        let (plan, written) = match &self.devices {
+            Some(devices) => self.write_stripes(devices, writes, inline)?,
+            None => (Plan { inline: (0..writes.len()).collect(), stripes: Vec::new() }, Vec::new()),
+        };
+        let body = |tx: &mut Tx<'_>, ledger: &mut Ledger| {
+            let mut deltas = ContentDeltas::with_capacity(writes.len());
             for write in writes {
                 let before = ledger.content_delta;
                 let end = write.offset + write.bytes.len() as u64;
                 extents::remove(tx, write.ino, write.offset..end, usize::MAX, ledger)?;
-                put_inline(tx, write, ledger)?;
-                deltas.push((write.ino, ledger.content_delta - before));
+                deltas.push((write.ino, ledger.content_delta - before + write.bytes.len() as i64));
+            }
+            for index in &plan.inline {
+                put_inline(tx, &writes[*index], ledger)?;
+            }
+            for stripe in &written {
+                self.put_stripe(tx, stripe, writes, ledger)?;
             }
             finish(tx, &deltas)
-        })
+        };
+        let outcome = turn().and_then(|()| self.transact(body));
+        if let (Err(_), Some(devices)) = (&outcome, &self.devices) {
+            written.iter().for_each(|stripe| devices.release(&stripe.allocation));
+        }
+        outcome
+    }
+
+    /// Plans the commit and writes the shards of its stripes. With no contiguous space left for full shards, smaller
+    /// ones are tried.
+    fn write_stripes(
+        &self,
+        devices: &Devices,
+        writes: &[ContentWrite],
+        inline: Inline,
+    ) -> Result<(Plan, Vec<Written>)> {
+        let mut capacity = devices.stripe_bytes();
+        loop {
+            let plan = pack::plan(writes, capacity, inline);
+            match self.allocate_all(devices, &plan)? {
+                Some(allocated) => {
+                    let written = self.write_allocated(devices, writes, allocated)?;
+                    return Ok((plan, written));
+                }
+                None if capacity > BLOCK_SIZE as usize => {
+                    capacity = (capacity / 2).next_multiple_of(BLOCK_SIZE as usize)
+                }
+                None => return Err(Error::NoSpace),
+            }
+        }
+    }
+
+    fn allocate_all(&self, devices: &Devices, plan: &Plan) -> Result<Option<Vec<(StripeId, Allocation, Payload)>>> {
+        let mut allocated = Vec::with_capacity(plan.stripes.len());
+        for payload in &plan.stripes {
+            let id = self.next_stripe(devices)?;
+            match devices.allocate(id, payload.used, &mut |key| load_bitmap(&self.meta, key)) {
+                Ok(Some(allocation)) => allocated.push((id, allocation, payload.clone())),
+                refused => {
+                    allocated.iter().for_each(|(_, allocation, _)| devices.release(allocation));
+                    return refused.map(|_| None);
+                }
+            }
+        }
+        Ok(Some(allocated))
+    }
+
+    /// Encodes and writes all stripes in one batch.
+    fn write_allocated(
+        &self,
+        devices: &Devices,
+        writes: &[ContentWrite],
+        allocated: Vec<(StripeId, Allocation, Payload)>,
+    ) -> Result<Vec<Written>> {
+        let mut images = Vec::with_capacity(allocated.len());
+        for (_, allocation, payload) in &allocated {
+            let codec = devices.codec(allocation.geometry);
+            images.push(StripeImage::encode(&codec, allocation.shard_blocks, |out| fill(out, payload, writes))?);
+        }
+        let mut written: Vec<Written> = allocated
+            .into_iter()
+            .zip(&images)
+            .map(|((id, allocation, payload), image)| Written {
+                id,
+                allocation,
+                granule_shift: image.granule_shift,
+                sums: image.sums.clone(),
+                payload,
+            })
+            .collect();
+        if let Err(error) = self.write_images(devices, writes, &mut written, &images) {
+            written.iter().for_each(|stripe| devices.release(&stripe.allocation));
+            return Err(error);
+        }
+        Ok(written)
+    }
+
+    /// Writes the shards; one whose device fails goes to another device, or stays unwritten when none is left.
+    fn write_images(
+        &self,
+        devices: &Devices,
+        writes: &[ContentWrite],
+        written: &mut [Written],
+        images: &[StripeImage],
+    ) -> Result<()> {
+        let mut todo: Vec<(usize, usize)> = written
+            .iter()
+            .enumerate()
+            .flat_map(|(at, stripe)| {
+                let placed = stripe.allocation.placements.iter().enumerate();
+                placed.filter(|(_, place)| **place != Placement::NONE).map(move |(shard, _)| (at, shard))
+            })
+            .collect();
+        while !todo.is_empty() {
+            let mut shards = Vec::with_capacity(todo.len());
+            let mut lost = Vec::new();
+            for (at, shard) in todo {
+                let stripe = &written[at];
+                let placement = stripe.allocation.placements[shard];
+                match devices.membership.device(placement.device) {
+                    Some(device) => {
+                        let header = self.header(devices, writes, stripe, shard as u8, placement.device);
+                        let header = AlignedBuf::from(&header.encode()[..]);
+                        let payload = images[at].shard(shard);
+                        shards.push(((at, shard), ShardWrite { device, block: placement.block, header, payload }));
+                    }
+                    None => lost.push((at, shard)),
+                }
+            }
+            let (places, shards): (Vec<_>, Vec<_>) = shards.into_iter().unzip();
+            let results = stripe_io::write_shards(devices.membership.engine(), &shards);
+            // After the writes: a flush that began before they completed says nothing about them.
+            devices.mark_dirty(places.iter().map(|(at, shard)| written[*at].allocation.placements[*shard].device));
+            for ((at, shard), result) in places.into_iter().zip(results) {
+                if let Err(error) = result {
+                    devices.membership.drop_member(written[at].allocation.placements[shard].device, &error)?;
+                    lost.push((at, shard));
+                }
+            }
+            todo = Vec::new();
+            for (at, shard) in lost {
+                let stripe = &mut written[at];
+                let allocation = &mut stripe.allocation;
+                let taken: Vec<DeviceId> = allocation.placements.iter().map(|placement| placement.device).collect();
+                let load: &mut Loader<'_> = &mut |key| load_bitmap(&self.meta, key);
+                let other = devices.allocate_shard(stripe.id, &taken, allocation.shard_blocks, load)?;
+                let failed = std::mem::replace(&mut allocation.placements[shard], other.unwrap_or(Placement::NONE));
+                lock(&devices.allocator).release(run_of(failed, allocation.shard_blocks));
+                if other.is_some() {
+                    todo.push((at, shard));
+                }
+            }
+        }
+        for stripe in written {
+            let placements = &stripe.allocation.placements;
+            let present = placements.iter().filter(|placement| **placement != Placement::NONE).count();
+            if present < usize::from(stripe.allocation.geometry.k()) {
+                return Err(Error::Unavailable("too few devices are left to write to".into()));
+            }
+        }
+        Ok(())
+    }
+
+    fn header(
+        &self,
+        devices: &Devices,
+        writes: &[ContentWrite],
+        stripe: &Written,
+        index: u8,
+        device: DeviceId,
+    ) -> ShardHeader {
+        let units = stripe.payload.pieces.iter().map(|piece| Unit {
+            ino: writes[piece.write].ino,
+            offset: writes[piece.write].offset + piece.skip as u64,
+            length: piece.length as u32,
+            start: piece.start as u32,
+            parent: Ino(0),
+            name: Vec::new(),
+        });
+        let sums: Vec<u8> = stripe.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+        ShardHeader {
+            pool: devices.membership.pool(),
+            device: devices
+                .membership
+                .members()
+                .iter()
+                .find(|member| member.id == device)
+                .map_or(Uuid::NIL, |m| m.uuid),
+            stripe: stripe.id,
+            incarnation: devices.membership.incarnation(),
+            index,
+            k: stripe.allocation.geometry.k(),
+            m: stripe.allocation.geometry.m(),
+            granule_shift: stripe.granule_shift,
+            shard_blocks: stripe.allocation.shard_blocks,
+            txn: self.meta.committed(),
+            payload_bytes: stripe.payload.used as u32,
+            sums_digest: *blake3::hash(&sums).as_bytes(),
+            sealed: false,
+            truncated: false,
+            units: units.collect(),
+        }
+    }
+
+    /// Makes a written stripe part of the pool and of its files.
+    fn put_stripe(
+        &self,
+        tx: &mut Tx<'_>,
+        stripe: &Written,
+        writes: &[ContentWrite],
+        ledger: &mut Ledger,
+    ) -> Result<()> {
+        let Some(devices) = &self.devices else { return Ok(()) };
+        let degraded = stripe.allocation.placements.contains(&Placement::NONE);
+        let row = StripeRow {
+            k: stripe.allocation.geometry.k(),
+            m: stripe.allocation.geometry.m(),
+            shard_blocks: stripe.allocation.shard_blocks,
+            granule_shift: stripe.granule_shift,
+            state: if degraded { StripeState::Degraded } else { StripeState::Whole },
+            birth: tx.id(),
+            incarnation: devices.membership.incarnation(),
+            payload_bytes: stripe.payload.used as u32,
+            placements: stripe.allocation.placements.clone(),
+            sums: stripe.sums.clone(),
+        };
+        tx.put::<Stripes>(&stripe.id, &row)?;
+        bitmap::mark_stripe(tx, &row, true)?;
+        ledger.place(&row);
+        let live = stripe.payload.pieces.iter().map(|piece| piece.length as u32).sum();
+        tx.put::<StripeLive>(&stripe.id, &StripeLiveRow { live, shared: 0 })?;
+        for piece in &stripe.payload.pieces {
+            let write = &writes[piece.write];
+            let run = Run::plain(stripe.id, piece.start as u32, piece.length as u32);
+            let row = ExtentRow { length: piece.length as u64, birth: tx.id(), body: ExtentBody::Run(run) };
+            extents::insert(tx, write.ino, write.offset + piece.skip as u64, &row, false, ledger)?;
+        }
+        if degraded {
+            let intent = tx.bump_counter(Counter::NextIntent, 1)?;
+            tx.put::<Intents>(&intent, &Intent::Rebuild { stripe: stripe.id.0 })?;
+        }
+        Ok(())
+    }
+
+    /// The next stripe number; reserves more, durably, when they run out.
+    pub(super) fn next_stripe(&self, devices: &Devices) -> Result<StripeId> {
+        loop {
+            if let Some(id) = devices.next_stripe() {
+                return Ok(id);
+            }
+            let first = self.meta.transact(|tx| tx.bump_counter(Counter::NextStripe, STRIPES_AHEAD))?.0;
+            self.meta.durable_point()?;
+            devices.give_stripes(first..first + STRIPES_AHEAD);
+        }
     }
 
     /// Content that makes a full stripe, in bytes.
     pub fn stripe_bytes(&self) -> usize {
-        2 << 20
+        self.devices.as_ref().map_or(2 << 20, |devices| devices.stripe_bytes())
     }
 
     /// Where a transaction that works through the extents of `range` from its start should stop, so that it stays
@@ -201,6 +458,17 @@ impl Store {
             .get(&ino)
             .is_some_and(|cuts| cuts.iter().any(|(from, txn)| offset >= *from && birth <= *txn))
     }
+}
+
+/// Puts the pieces of a payload where they belong; gaps and the tail become zeros.
+fn fill(out: &mut [u8], payload: &Payload, writes: &[ContentWrite]) {
+    let mut reached = 0;
+    for piece in &payload.pieces {
+        out[reached..piece.start].fill(0);
+        reached = piece.start + piece.length;
+        out[piece.start..reached].copy_from_slice(&writes[piece.write].bytes[piece.skip..piece.skip + piece.length]);
+    }
+    out[reached..].fill(0);
 }
 
 fn put_inline(tx: &mut Tx<'_>, write: &ContentWrite, ledger: &mut Ledger) -> Result<()> {

@@ -11,7 +11,9 @@ use std::ops::{Bound, Range};
 
 use super::bitmap;
 use crate::base::{Error, Ino, Result, StripeId, TxnId};
-use crate::format::rows::{BackrefKey, BackrefRow, ExtentBody, ExtentKey, ExtentRow, Run, StripeLiveRow, StripeRow};
+use crate::format::rows::{
+    BackrefKey, BackrefRow, ExtentBody, ExtentKey, ExtentRow, Placement, Run, StripeLiveRow, StripeRow,
+};
 use crate::format::table::{Backrefs, Extents, StripeLive, Stripes};
 use crate::meta::{Reader, Tx, Visit};
 
@@ -20,12 +22,31 @@ use crate::meta::{Reader, Tx, Visit};
 pub struct Ledger {
     /// Change of the number of bytes covered by extents.
     pub content_delta: i64,
-    /// Stripes that lost their last extent; their blocks become free once nobody can read them any more.
-    pub freed: Vec<StripeRow>,
+    /// Shards given up, with their payload blocks; they become free once nobody can read them any more.
+    pub freed: Vec<(Placement, u32)>,
+    /// Shards whose reserved blocks now belong to a stripe.
+    pub placed: Vec<(Placement, u32)>,
     /// Truncates that continue in the background.
     pub truncates: Vec<(Ino, u64, TxnId)>,
     /// Inline rows above the small limit that were made.
     pub destage: Vec<(Ino, u64)>,
+}
+
+impl Ledger {
+    /// Every shard of a stripe is given up.
+    pub fn free(&mut self, row: &StripeRow) {
+        self.freed.extend(shards(row));
+    }
+
+    /// Every shard of a new stripe lies in blocks that were reserved for it.
+    pub fn place(&mut self, row: &StripeRow) {
+        self.placed.extend(shards(row));
+    }
+}
+
+fn shards(row: &StripeRow) -> impl Iterator<Item = (Placement, u32)> + '_ {
+    let placed = row.placements.iter().filter(|placement| **placement != Placement::NONE);
+    placed.map(|placement| (*placement, row.shard_blocks))
 }
 
 /// Visits the extents that overlap `range`, ascending.
@@ -149,7 +170,7 @@ fn lose(tx: &mut Tx<'_>, run: &Run, removed: u32, pieces_left: bool, ledger: &mu
     tx.delete::<StripeLive>(&stripe)?;
     tx.delete::<Stripes>(&stripe)?;
     bitmap::mark_stripe(tx, &row, false)?;
-    ledger.freed.push(row);
+    ledger.free(&row);
     Ok(())
 }
 

@@ -3,9 +3,12 @@
 
 mod bitmap;
 pub mod commit;
+pub mod devices;
 pub mod extents;
+mod pack;
 mod read;
 pub mod reclaim;
+pub mod repair;
 pub mod space;
 
 use std::collections::HashMap;
@@ -18,6 +21,9 @@ pub use commit::{ContentWrite, Inline, SharedBytes};
 pub use extents::Ledger;
 pub use space::{Reservation, Space};
 
+#[cfg(test)]
+mod tests;
+
 /// Locks a mutex; a panic of another holder does not make the data unusable, because every critical section leaves it
 /// consistent at each step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -27,6 +33,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Content and metadata of one open pool.
 pub struct Store {
     meta: Meta,
+    /// `None` for a store without devices.
+    devices: Option<Arc<devices::Devices>>,
+    repairs: repair::Queue,
     space: space::Accounts,
     /// Truncates still going on: extents of the inode at or past the offset, born at or before the transaction, are
     /// hidden.
@@ -39,9 +48,24 @@ impl Store {
     pub fn in_memory(clock: Arc<dyn Clock>, capacity: u64) -> Result<Store> {
         Ok(Store {
             meta: Meta::in_memory(clock)?,
+            devices: None,
+            repairs: repair::Queue::default(),
             space: space::Accounts::fixed(capacity),
             truncates: Mutex::default(),
         })
+    }
+
+    /// A store over devices whose free space is known to `devices`; the barrier of `meta` must be `devices` too.
+    pub fn over(meta: Meta, devices: Arc<devices::Devices>) -> Result<Store> {
+        let store = Store {
+            meta,
+            devices: Some(devices),
+            repairs: repair::Queue::default(),
+            space: space::Accounts::default(),
+            truncates: Mutex::default(),
+        };
+        store.resume()?;
+        Ok(store)
     }
 
     /// The metadata store below.
@@ -51,9 +75,13 @@ impl Store {
 
     /// Runs `body` as one transaction that may change content; what it freed becomes free space later.
     pub fn transact<T>(&self, body: impl FnOnce(&mut Tx<'_>, &mut Ledger) -> Result<T>) -> Result<T> {
-        let mut ledger = Ledger::default();
-        let (answer, txn) = self.meta.transact(|tx| body(tx, &mut ledger))?;
-        self.settle(txn, ledger);
+        let body = |tx: &mut Tx<'_>| {
+            let mut ledger = Ledger::default();
+            let answer = body(tx, &mut ledger)?;
+            self.note_freed(tx.id(), &ledger);
+            Ok((answer, ledger))
+        };
+        let ((answer, _), _) = self.meta.transact_then(body, |(_, ledger)| self.settle(ledger))?;
         Ok(answer)
     }
 
@@ -62,18 +90,33 @@ impl Store {
         self.meta.view(body)
     }
 
-    /// Makes everything committed so far durable.
+    /// Makes everything committed so far durable; what became free by it can be used again.
     pub fn durable_point(&self) -> Result<()> {
-        self.meta.durable_point()
+        self.meta.durable_point()?;
+        self.reclaim_freed();
+        Ok(())
+    }
+
+    /// Keeps the blocks a transaction is about to free from being given away before they may be.
+    fn note_freed(&self, txn: TxnId, ledger: &Ledger) {
+        let Some(devices) = &self.devices else { return };
+        let mut allocator = lock(&devices.allocator);
+        for (placement, blocks) in &ledger.freed {
+            allocator.free_later(txn, devices::run_of(*placement, *blocks));
+        }
     }
 
     /// Takes over what a committed transaction left to do.
-    fn settle(&self, _txn: TxnId, ledger: Ledger) {
+    fn settle(&self, ledger: &Ledger) {
         self.space.content_changed(ledger.content_delta);
+        if let Some(devices) = &self.devices {
+            let mut allocator = lock(&devices.allocator);
+            ledger.placed.iter().for_each(|(placement, blocks)| allocator.commit(devices::run_of(*placement, *blocks)));
+        }
         if !ledger.truncates.is_empty() {
             let mut truncates = lock(&self.truncates);
-            for (ino, from, txn) in ledger.truncates {
-                truncates.entry(ino).or_default().push((from, txn));
+            for (ino, from, txn) in &ledger.truncates {
+                truncates.entry(*ino).or_default().push((*from, *txn));
             }
         }
     }

@@ -1,11 +1,25 @@
 //! Reading committed content.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 
+use super::devices::Devices;
 use super::{Store, extents};
-use crate::base::{Error, Ino, Result};
-use crate::format::rows::ExtentBody;
-use crate::meta::{Reader, Visit};
+use crate::base::{Error, Ino, Result, StripeId};
+use crate::format::rows::{ExtentBody, StripeRow};
+use crate::format::table::Stripes;
+use crate::meta::{Reader, View, Visit};
+use crate::pool::stripe_io::{PayloadRead, read_payloads};
+
+/// Bytes to be read from a stripe's payload into a part of the caller's buffer. Those of one read ascend.
+struct RunRead {
+    stripe: StripeId,
+    start: u32,
+    out: Range<usize>,
+}
+
+type StripeRows = HashMap<StripeId, StripeRow>;
 
 /// What a range of a file is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,23 +34,73 @@ pub enum Mapping {
 impl Store {
     /// Fills `out` with the committed content from `offset` on; holes read as zeros. The caller cuts at the size.
     pub fn read(&self, ino: Ino, offset: u64, out: &mut [u8]) -> Result<()> {
-        out.fill(0);
-        let range = offset..offset + out.len() as u64;
-        self.view(|view| {
-            self.visible(view, ino, range.clone(), |at, row| {
-                let start = at.max(range.start);
-                let end = (at + row.length).min(range.end);
-                let target = &mut out[(start - range.start) as usize..(end - range.start) as usize];
-                match &row.body {
-                    ExtentBody::Inline(bytes) => {
-                        target.copy_from_slice(&bytes[(start - at) as usize..(end - at) as usize]);
-                    }
-                    ExtentBody::Reserved => {}
-                    ExtentBody::Run(_) => return Err(Error::corrupt("a store without devices has a run")),
+        // The window opens before the snapshot is taken, so that no block the snapshot names is reused while it is read.
+        let window = self.devices.as_ref().map(|devices| devices.enter_read(self.meta.committed()));
+        let (runs, rows) = self.view(|view| self.read_rows(view, ino, offset, out))?;
+        if let Some(devices) = &self.devices {
+            self.read_runs(devices, out, &runs, &rows)?;
+        }
+        drop(window);
+        Ok(())
+    }
+
+    /// Copies what is inline, clears the holes, and collects what has to be read from stripes.
+    fn read_rows(&self, view: &View, ino: Ino, offset: u64, out: &mut [u8]) -> Result<(Vec<RunRead>, StripeRows)> {
+        let end = offset + out.len() as u64;
+        let mut runs = Vec::new();
+        let mut rows = StripeRows::new();
+        let mut reached = 0;
+        self.visible(view, ino, offset..end, |at, row| {
+            let start = at.max(offset);
+            let stop = (at + row.length).min(end);
+            let target = (start - offset) as usize..(stop - offset) as usize;
+            out[reached..target.start].fill(0);
+            reached = target.end;
+            match &row.body {
+                ExtentBody::Inline(bytes) => {
+                    out[target].copy_from_slice(&bytes[(start - at) as usize..(stop - at) as usize]);
                 }
-                Ok(Visit::Continue(()))
-            })
-        })
+                ExtentBody::Reserved => out[target].fill(0),
+                ExtentBody::Run(run) if run.is_plain() => {
+                    if let Entry::Vacant(vacant) = rows.entry(run.stripe) {
+                        let row = view.get::<Stripes>(&run.stripe)?;
+                        vacant.insert(row.ok_or_else(|| {
+                            Error::corrupt(format!(
+                                "inode {ino} refers to stripe {}, which is gone; run fsck",
+                                run.stripe
+                            ))
+                        })?);
+                    }
+                    let skip = run.inside + (start - at) as u32;
+                    runs.push(RunRead { stripe: run.stripe, start: run.start + skip, out: target });
+                }
+                ExtentBody::Run(_) => {
+                    return Err(Error::corrupt("a compressed or encrypted extent; use a newer argosfs"));
+                }
+            }
+            Ok(Visit::Continue(()))
+        })?;
+        out[reached..].fill(0);
+        Ok((runs, rows))
+    }
+
+    /// Reads all runs in one batch. What is found bad is repaired later.
+    fn read_runs(&self, devices: &Devices, out: &mut [u8], runs: &[RunRead], rows: &StripeRows) -> Result<()> {
+        if runs.is_empty() {
+            return Ok(());
+        }
+        let mut reads = Vec::with_capacity(runs.len());
+        let mut rest = out;
+        let mut reached = 0;
+        for run in runs {
+            let (piece, after) = std::mem::take(&mut rest)[run.out.start - reached..].split_at_mut(run.out.len());
+            reached = run.out.end;
+            rest = after;
+            reads.push(PayloadRead { id: run.stripe, row: &rows[&run.stripe], start: run.start, out: piece });
+        }
+        let bad = read_payloads(&*devices.membership, &mut reads)?;
+        self.repairs.add(&bad);
+        Ok(())
     }
 
     /// The first range at or after `offset`, within `end`, and what it is: neighbours of one kind are merged.

@@ -20,6 +20,13 @@ pub(super) fn postpone_truncate(tx: &mut Tx<'_>, ino: Ino, from: u64, ledger: &m
 }
 
 impl Store {
+    /// Hands back blocks that are durably free and that nobody reads any more.
+    pub(super) fn reclaim_freed(&self) {
+        if let Some(devices) = &self.devices {
+            devices.reclaim(self.meta.durable());
+        }
+    }
+
     /// Does one bounded step of the truncates that go on; says whether anything is left.
     pub fn reclaim_step(&self) -> Result<bool> {
         let next = self.view(|view| {

@@ -1,6 +1,8 @@
 //! Space accounting: what can be promised to writers.
 //!
-//! Invariant: `promised` never exceeds what the devices can take at the pool's redundancy at the time of the promise.
+//! Invariants:
+//! - A promise is only given while free space, less the reserve and all promises, covers it.
+//! - Removing, evacuating and repairing take from the reserve and never ask.
 
 use std::sync::Mutex;
 
@@ -16,14 +18,16 @@ pub struct Space {
     pub available: u64,
 }
 
-#[derive(Debug)]
+/// Promises, and for a store without devices its capacity and use.
+#[derive(Debug, Default)]
 pub(super) struct Accounts(Mutex<Balance>);
 
 #[derive(Debug, Default)]
 struct Balance {
-    capacity: u64,
-    used: u64,
     promised: u64,
+    /// Bytes of content in a store without devices.
+    used: u64,
+    capacity: u64,
 }
 
 impl Accounts {
@@ -36,6 +40,11 @@ impl Accounts {
         balance.used = balance.used.saturating_add_signed(delta);
     }
 }
+
+/// Full stripes kept back so that removing, compacting and repairing always find room.
+const RESERVE_STRIPES: u64 = 8;
+/// The same as a part of the pool: one in this many.
+const RESERVE_PART: u64 = 200;
 
 /// Space promised to content that is not committed yet; given back by [`Store::release`].
 #[must_use = "a promise that is dropped without `release` stays taken"]
@@ -62,7 +71,8 @@ impl Store {
     /// Promises space for `bytes` more bytes of content, or says [`Error::NoSpace`].
     pub fn reserve(&self, bytes: u64) -> Result<Reservation> {
         let mut balance = lock(&self.space.0);
-        if balance.used + balance.promised + bytes > balance.capacity {
+        let (_, free, reserve) = self.measure(&balance);
+        if balance.promised + bytes > free.saturating_sub(reserve) {
             return Err(Error::NoSpace);
         }
         balance.promised += bytes;
@@ -78,7 +88,20 @@ impl Store {
     /// Total, free and available space.
     pub fn space(&self) -> Space {
         let balance = lock(&self.space.0);
-        let free = balance.capacity.saturating_sub(balance.used);
-        Space { total: balance.capacity, free, available: free.saturating_sub(balance.promised) }
+        let (total, free, reserve) = self.measure(&balance);
+        Space { total: total - reserve, free, available: free.saturating_sub(reserve + balance.promised) }
+    }
+
+    /// Total and free payload bytes, and what of them is kept back.
+    fn measure(&self, balance: &Balance) -> (u64, u64, u64) {
+        match &self.devices {
+            None => (balance.capacity, balance.capacity.saturating_sub(balance.used), 0),
+            Some(devices) => {
+                let (total, free) = (devices.total_payload(), devices.free_payload());
+                let reserve =
+                    (devices.stripe_bytes() as u64 * RESERVE_STRIPES).max(total / RESERVE_PART).min(total / 20);
+                (total, free, reserve)
+            }
+        }
     }
 }

@@ -1,0 +1,366 @@
+//! Writing and reading the shards of stripes: encode, checksum, write in parallel; read, verify, reconstruct.
+//!
+//! Invariants:
+//! - No byte leaves here that did not match its checksum in the stripe's row.
+//! - A stripe is never changed in place, except that blocks which fail verification are overwritten with what the
+//!   other shards say they should hold.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::base::{BLOCK_SIZE, BlockNo, DeviceId, Error, Result, StripeId};
+use crate::device::buffer::AlignedBuf;
+use crate::device::{Device, Engine, Op, Request};
+use crate::erasure::{Codec, Geometry};
+use crate::format::rows::{Placement, StripeRow};
+
+/// Largest stripe row aimed at, in checksum bytes: decides the granule.
+const SUMS_BYTES: usize = 800;
+
+/// The devices shards lie on.
+pub trait Media: Send + Sync {
+    /// A present device that may be read.
+    fn device(&self, id: DeviceId) -> Option<Arc<dyn Device>>;
+    /// The engine batches run on.
+    fn engine(&self) -> &dyn Engine;
+    /// Whether reads should prefer other devices for now (stalled or failing).
+    fn avoid(&self, id: DeviceId) -> bool;
+}
+
+/// The checksum granule for stripes of `shards` shards of `shard_blocks` blocks: the smallest with which the row
+/// stays small.
+pub fn granule_shift(shards: usize, shard_blocks: u32) -> u8 {
+    let mut shift = 0;
+    while (shard_blocks as usize).div_ceil(1 << shift) * shards * 4 > SUMS_BYTES && shift < 10 {
+        shift += 1;
+    }
+    shift
+}
+
+/// An encoded stripe in memory, ready to be written.
+pub struct StripeImage {
+    pub geometry: Geometry,
+    /// Payload blocks of each shard.
+    pub shard_blocks: u32,
+    pub granule_shift: u8,
+    /// As in [`StripeRow::sums`].
+    pub sums: Vec<u32>,
+    shards: AlignedBuf,
+}
+
+impl StripeImage {
+    /// Encodes a stripe whose payload `fill` writes into a zeroed buffer of `k * shard_blocks` blocks.
+    pub fn encode(codec: &Codec, shard_blocks: u32, fill: impl FnOnce(&mut [u8])) -> Result<StripeImage> {
+        let geometry = codec.geometry();
+        let (k, n) = (usize::from(geometry.k()), usize::from(geometry.shards()));
+        let shard_bytes = shard_blocks as usize * BLOCK_SIZE as usize;
+        let mut shards = AlignedBuf::scratch(n * shard_bytes);
+        let (data, parity) = shards.split_at_mut(k * shard_bytes);
+        fill(data);
+        let sources: Vec<&[u8]> = data.chunks_exact(shard_bytes).collect();
+        let mut destinations: Vec<&mut [u8]> = parity.chunks_exact_mut(shard_bytes).collect();
+        codec.encode(&sources, &mut destinations)?;
+        let granule_shift = granule_shift(n, shard_blocks);
+        let granule = (BLOCK_SIZE as usize) << granule_shift;
+        let sums =
+            shards.chunks_exact(shard_bytes).flat_map(|shard| shard.chunks(granule)).map(crc32c::crc32c).collect();
+        Ok(StripeImage { geometry, shard_blocks, granule_shift, sums, shards })
+    }
+
+    /// The payload of shard `index`.
+    pub fn shard(&self, index: usize) -> &[u8] {
+        let bytes = self.shard_blocks as usize * BLOCK_SIZE as usize;
+        &self.shards[index * bytes..(index + 1) * bytes]
+    }
+}
+
+/// One shard to write: header block, then payload.
+pub struct ShardWrite<'a> {
+    pub device: Arc<dyn Device>,
+    pub block: BlockNo,
+    pub header: AlignedBuf,
+    pub payload: &'a [u8],
+}
+
+/// Writes all shards in one batch; one result each. Nothing is flushed.
+pub fn write_shards(engine: &dyn Engine, shards: &[ShardWrite<'_>]) -> Vec<Result<()>> {
+    let mut batch: Vec<Request<'_>> = shards
+        .iter()
+        .map(|shard| {
+            let bufs = vec![&shard.header[..], shard.payload];
+            Request::new(&*shard.device, Op::Write { offset: shard.block.byte_offset(), bufs })
+        })
+        .collect();
+    engine.run(&mut batch);
+    batch.into_iter().map(|request| request.result).collect()
+}
+
+/// A shard that could not be read or did not verify.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct BadShard {
+    pub stripe: StripeId,
+    pub index: u8,
+    pub fault: Fault,
+}
+
+/// Why a shard is bad.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Fault {
+    /// Its device is not here, or it was never written.
+    Missing,
+    /// The device refused to read it.
+    Io,
+    /// It was read but does not match its checksum.
+    Checksum,
+    /// Its device is slow; nothing is known to be wrong.
+    Avoided,
+}
+
+/// Bytes wanted from a stripe's payload.
+pub struct PayloadRead<'a> {
+    pub id: StripeId,
+    pub row: &'a StripeRow,
+    /// First payload byte.
+    pub start: u32,
+    pub out: &'a mut [u8],
+}
+
+/// Granules of one shard.
+struct Span {
+    read: usize,
+    shard: usize,
+    granules: Range<usize>,
+    /// Where the span's wanted bytes go in the read's buffer, and where they start in the span.
+    out: Range<usize>,
+    skip: usize,
+    bytes: AlignedBuf,
+    device: Option<Arc<dyn Device>>,
+    fault: Option<Fault>,
+}
+
+fn shard_bytes(row: &StripeRow) -> usize {
+    row.shard_blocks as usize * BLOCK_SIZE as usize
+}
+
+fn granule_bytes(row: &StripeRow) -> usize {
+    (BLOCK_SIZE as usize) << row.granule_shift
+}
+
+/// Bytes of the shard that `granules` cover; the last granule may be short.
+fn byte_range(row: &StripeRow, granules: &Range<usize>) -> Range<usize> {
+    granules.start * granule_bytes(row)..(granules.end * granule_bytes(row)).min(shard_bytes(row))
+}
+
+/// Whether `bytes`, the content of `granules` of shard `shard`, match the row's checksums.
+fn verifies(row: &StripeRow, shard: usize, granules: &Range<usize>, bytes: &[u8]) -> bool {
+    let first = shard * row.granules() + granules.start;
+    bytes.chunks(granule_bytes(row)).zip(&row.sums[first..]).all(|(piece, sum)| crc32c::crc32c(piece) == *sum)
+}
+
+fn payload_offset(placement: Placement, bytes: &Range<usize>) -> u64 {
+    placement.block.byte_offset() + BLOCK_SIZE + bytes.start as u64
+}
+
+/// Fills the buffers of all `reads` in one batch, reconstructing what is missing or bad. Returns the shards found bad;
+/// fails when a stripe has too few good ones left.
+pub fn read_payloads(media: &dyn Media, reads: &mut [PayloadRead<'_>]) -> Result<Vec<BadShard>> {
+    let mut spans = Vec::new();
+    for (at, read) in reads.iter().enumerate() {
+        plan_spans(media, at, read, &mut spans)?;
+    }
+    let mut batch = Vec::new();
+    let mut order = Vec::new();
+    for (at, span) in spans.iter_mut().enumerate() {
+        let Some(device) = &span.device else { continue };
+        let row = reads[span.read].row;
+        let offset = payload_offset(row.placements[span.shard], &byte_range(row, &span.granules));
+        batch.push(Request::new(&**device, Op::Read { offset, buf: &mut span.bytes }));
+        order.push(at);
+    }
+    media.engine().run(&mut batch);
+    let results: Vec<bool> = batch.into_iter().map(|request| request.result.is_ok()).collect();
+    for (at, read) in order.into_iter().zip(results) {
+        let span = &mut spans[at];
+        let row = reads[span.read].row;
+        if !read {
+            span.fault = Some(Fault::Io);
+        } else if !verifies(row, span.shard, &span.granules, &span.bytes) {
+            span.fault = Some(Fault::Checksum);
+        }
+    }
+    let mut bad = Vec::new();
+    for mut span in spans {
+        let read = &mut reads[span.read];
+        if let Some(fault) = span.fault {
+            bad.push(BadShard { stripe: read.id, index: span.shard as u8, fault });
+            let rebuilt = reconstruct(media, read.id, read.row, &[span.shard], &span.granules, &mut bad)?;
+            span.bytes.copy_from_slice(&rebuilt[0]);
+        }
+        let length = span.out.len();
+        read.out[span.out].copy_from_slice(&span.bytes[span.skip..][..length]);
+    }
+    Ok(bad)
+}
+
+/// Cuts a read into spans of single shards and chooses whether each is read or reconstructed.
+fn plan_spans(media: &dyn Media, at: usize, read: &PayloadRead<'_>, spans: &mut Vec<Span>) -> Result<()> {
+    let row = read.row;
+    let shard_bytes = shard_bytes(row);
+    let (mut from, end) = (read.start as usize, read.start as usize + read.out.len());
+    if end > shard_bytes * usize::from(row.k) {
+        return Err(Error::corrupt(format!("a read leaves stripe {}; run fsck", read.id)));
+    }
+    while from < end {
+        let shard = from / shard_bytes;
+        let inside = from % shard_bytes;
+        let length = (end - from).min(shard_bytes - inside);
+        let granules = inside / granule_bytes(row)..(inside + length).div_ceil(granule_bytes(row));
+        let bytes = byte_range(row, &granules);
+        let (device, fault) = source(media, row.placements[shard]);
+        let out = from - read.start as usize;
+        spans.push(Span {
+            read: at,
+            shard,
+            out: out..out + length,
+            skip: inside - bytes.start,
+            bytes: AlignedBuf::scratch(bytes.len()),
+            granules,
+            device,
+            fault,
+        });
+        from += length;
+    }
+    Ok(())
+}
+
+/// The device to read a shard from, or why not.
+fn source(media: &dyn Media, placement: Placement) -> (Option<Arc<dyn Device>>, Option<Fault>) {
+    if placement == Placement::NONE {
+        return (None, Some(Fault::Missing));
+    }
+    match media.device(placement.device) {
+        None => (None, Some(Fault::Missing)),
+        Some(_) if media.avoid(placement.device) => (None, Some(Fault::Avoided)),
+        Some(device) => (Some(device), None),
+    }
+}
+
+/// Computes the bytes of `granules` of the `wanted` shards from others: first those on willing devices, then, if those
+/// do not suffice, those on devices to avoid. What is found bad on the way is added to `bad`.
+fn reconstruct(
+    media: &dyn Media,
+    id: StripeId,
+    row: &StripeRow,
+    wanted: &[usize],
+    granules: &Range<usize>,
+    bad: &mut Vec<BadShard>,
+) -> Result<Vec<AlignedBuf>> {
+    let bytes = byte_range(row, granules);
+    let k = usize::from(row.k);
+    let width = row.placements.len();
+    let mut good: Vec<(u8, AlignedBuf)> = Vec::with_capacity(k);
+    let mut tried = vec![false; width];
+    for also_avoided in [false, true] {
+        while good.len() < k {
+            let mut candidates: Vec<(usize, Arc<dyn Device>, AlignedBuf)> = Vec::new();
+            for shard in 0..width {
+                // A wanted shard on a device that is merely avoided is the last resort, not a contradiction.
+                if tried[shard] || (wanted.contains(&shard) && !also_avoided) || candidates.len() + good.len() == k {
+                    continue;
+                }
+                let (device, fault) = source(media, row.placements[shard]);
+                let device = match fault {
+                    Some(Fault::Avoided) if also_avoided => media.device(row.placements[shard].device),
+                    Some(Fault::Avoided) => None,
+                    _ => device,
+                };
+                if let Some(device) = device {
+                    tried[shard] = true;
+                    candidates.push((shard, device, AlignedBuf::scratch(bytes.len())));
+                }
+            }
+            if candidates.is_empty() {
+                break;
+            }
+            let mut batch: Vec<Request<'_>> = candidates
+                .iter_mut()
+                .map(|(shard, device, buf)| {
+                    let offset = payload_offset(row.placements[*shard], &bytes);
+                    Request::new(&**device, Op::Read { offset, buf })
+                })
+                .collect();
+            media.engine().run(&mut batch);
+            let results: Vec<bool> = batch.into_iter().map(|request| request.result.is_ok()).collect();
+            for ((shard, _, buf), read) in candidates.into_iter().zip(results) {
+                let fault = match read {
+                    false => Fault::Io,
+                    true if !verifies(row, shard, granules, &buf) => Fault::Checksum,
+                    true => {
+                        good.push((shard as u8, buf));
+                        continue;
+                    }
+                };
+                let found = BadShard { stripe: id, index: shard as u8, fault };
+                if !bad.contains(&found) {
+                    bad.push(found);
+                }
+            }
+        }
+    }
+    if good.len() < k {
+        return Err(Error::corrupt(format!(
+            "stripe {id} has {} good shards left and needs {k}; bring missing devices back",
+            good.len()
+        )));
+    }
+    let present: Vec<(u8, &[u8])> = good.iter().map(|(shard, buf)| (*shard, &buf[..])).collect();
+    let mut rebuilt: Vec<AlignedBuf> = wanted.iter().map(|_| AlignedBuf::scratch(bytes.len())).collect();
+    let mut outputs: Vec<(u8, &mut [u8])> =
+        wanted.iter().zip(&mut rebuilt).map(|(shard, buf)| (*shard as u8, &mut buf[..])).collect();
+    Codec::new(Geometry::new(row.k, row.m)?).reconstruct(&present, &mut outputs)?;
+    drop(outputs);
+    for (shard, buf) in wanted.iter().zip(&rebuilt) {
+        if !verifies(row, *shard, granules, buf) {
+            return Err(Error::corrupt(format!(
+                "shard {shard} of stripe {id} does not match its checksum even when reconstructed"
+            )));
+        }
+    }
+    Ok(rebuilt)
+}
+
+/// The whole payloads of the `wanted` shards, computed from the others.
+pub fn rebuild_shards(media: &dyn Media, id: StripeId, row: &StripeRow, wanted: &[usize]) -> Result<Vec<AlignedBuf>> {
+    reconstruct(media, id, row, wanted, &(0..row.granules()), &mut Vec::new())
+}
+
+/// Reads and verifies every shard of a stripe; returns those that are not as they should be.
+pub fn verify_stripe(media: &dyn Media, id: StripeId, row: &StripeRow) -> Vec<BadShard> {
+    let granules = 0..row.granules();
+    let mut bad = Vec::new();
+    let mut present = Vec::new();
+    for (shard, placement) in row.placements.iter().enumerate() {
+        match (*placement != Placement::NONE).then(|| media.device(placement.device)).flatten() {
+            Some(device) => present.push((shard, device, AlignedBuf::scratch(shard_bytes(row)))),
+            None => bad.push(BadShard { stripe: id, index: shard as u8, fault: Fault::Missing }),
+        }
+    }
+    let mut batch: Vec<Request<'_>> = present
+        .iter_mut()
+        .map(|(shard, device, buf)| {
+            let offset = payload_offset(row.placements[*shard], &(0..0));
+            Request::new(&**device, Op::Read { offset, buf })
+        })
+        .collect();
+    media.engine().run(&mut batch);
+    let results: Vec<bool> = batch.into_iter().map(|request| request.result.is_ok()).collect();
+    for ((shard, _, buf), read) in present.iter().zip(results) {
+        let fault = match read {
+            false => Fault::Io,
+            true if verifies(row, *shard, &granules, buf) => continue,
+            true => Fault::Checksum,
+        };
+        bad.push(BadShard { stripe: id, index: *shard as u8, fault });
+    }
+    bad
+}

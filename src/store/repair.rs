@@ -1,0 +1,261 @@
+//! Bringing stripes back to full redundancy: rewriting corrupt shards in place, rebuilding lost ones elsewhere.
+//!
+//! Invariants:
+//! - A repair holds its stripe, reads the row again, and writes only what fails verification now.
+//! - A rebuilt shard is written and flushed before the transaction that points to it (by the durable point that
+//!   publishes it); the old place is given up in the same transaction. Nothing is freed before its replacement counts.
+
+use std::collections::{BTreeSet, HashSet};
+use std::ops::Bound;
+use std::sync::Mutex;
+
+use super::devices::{Devices, load_bitmap, run_of};
+use super::{Ledger, Store, bitmap, lock};
+use crate::base::{BLOCK_SIZE, DeviceId, Error, Result, StripeId};
+use crate::device::buffer::AlignedBuf;
+use crate::format::intent::Intent;
+use crate::format::rows::{Placement, StripeRow, StripeState};
+use crate::format::shard::ShardHeader;
+use crate::format::table::{Intents, Stripes};
+use crate::meta::{Reader, Visit};
+use crate::pool::allocator::Loader;
+use crate::pool::stripe_io::{self, BadShard, Fault, ShardWrite};
+
+/// Stripes that reads found bad and nobody has looked after yet; bounded, because a scrub finds the rest.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: Mutex<BTreeSet<StripeId>>,
+    busy: Mutex<HashSet<StripeId>>,
+}
+
+const QUEUE_LIMIT: usize = 4096;
+
+impl Queue {
+    pub fn add(&self, bad: &[BadShard]) {
+        let mut waiting = lock(&self.waiting);
+        for shard in bad.iter().filter(|shard| matches!(shard.fault, Fault::Checksum | Fault::Io)) {
+            if waiting.len() < QUEUE_LIMIT {
+                waiting.insert(shard.stripe);
+            }
+        }
+    }
+}
+
+/// What happened to a stripe that was looked after.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Repaired {
+    /// Shards whose content did not match and was rewritten in place.
+    pub rewritten: u32,
+    /// Shards rebuilt on another device.
+    pub rebuilt: u32,
+    /// Shards still missing: no device has room for them.
+    pub missing: u32,
+}
+
+impl Repaired {
+    /// Adds up.
+    pub fn add(&mut self, other: Repaired) {
+        self.rewritten += other.rewritten;
+        self.rebuilt += other.rebuilt;
+        self.missing += other.missing;
+    }
+}
+
+impl Store {
+    /// Repairs what reads found bad. Returns how many stripes were looked after.
+    pub fn repair_queued(&self) -> Result<usize> {
+        let waiting = std::mem::take(&mut *lock(&self.repairs.waiting));
+        let count = waiting.len();
+        for stripe in waiting {
+            self.repair(stripe)?;
+        }
+        Ok(count)
+    }
+
+    /// Verifies every shard of a stripe, rewrites those that are corrupt and rebuilds those that are lost.
+    pub fn repair(&self, id: StripeId) -> Result<Repaired> {
+        let Some(devices) = self.devices.clone() else { return Ok(Repaired::default()) };
+        if !lock(&self.repairs.busy).insert(id) {
+            return Ok(Repaired::default());
+        }
+        let outcome = self.repair_held(&devices, id);
+        lock(&self.repairs.busy).remove(&id);
+        outcome
+    }
+
+    fn repair_held(&self, devices: &Devices, id: StripeId) -> Result<Repaired> {
+        let window = devices.enter_read(self.meta.committed());
+        let Some(row) = self.view(|view| view.get::<Stripes>(&id))? else { return Ok(Repaired::default()) };
+        let bad = stripe_io::verify_stripe(&*devices.membership, id, &row);
+        let mut repaired = Repaired::default();
+        if bad.is_empty() {
+            if row.state == StripeState::Degraded {
+                self.mark_whole(id)?;
+            }
+            return Ok(repaired);
+        }
+        let wanted: Vec<usize> = bad.iter().map(|shard| usize::from(shard.index)).collect();
+        let payloads = stripe_io::rebuild_shards(&*devices.membership, id, &row, &wanted)?;
+        let header = self.surviving_header(devices, &row, &wanted);
+        let mut lost = Vec::new();
+        for (shard, payload) in bad.iter().zip(&payloads) {
+            let placement = row.placements[usize::from(shard.index)];
+            let rewritten = shard.fault != Fault::Missing
+                && write_shard(devices, header.as_ref(), shard.index, placement, payload).is_ok();
+            if rewritten {
+                repaired.rewritten += 1;
+            } else {
+                lost.push((shard.index, payload));
+            }
+        }
+        for (index, payload) in lost {
+            if self.move_shard(devices, id, index, payload, header.as_ref())? {
+                repaired.rebuilt += 1;
+            } else {
+                repaired.missing += 1;
+            }
+        }
+        drop(window);
+        if repaired.missing == 0 && row.state == StripeState::Degraded {
+            self.mark_whole(id)?;
+        }
+        Ok(repaired)
+    }
+
+    /// A header of the stripe from any shard that is still good.
+    fn surviving_header(&self, devices: &Devices, row: &StripeRow, bad: &[usize]) -> Option<ShardHeader> {
+        row.placements.iter().enumerate().filter(|(shard, _)| !bad.contains(shard)).find_map(|(_, placement)| {
+            let device = devices.membership.device(placement.device)?;
+            let mut block = AlignedBuf::scratch(BLOCK_SIZE as usize);
+            device.read_at(placement.block.byte_offset(), &mut block).ok()?;
+            ShardHeader::decode(&block).ok()
+        })
+    }
+
+    /// Writes a shard to a device that has none of the stripe, then lets the stripe point there.
+    fn move_shard(
+        &self,
+        devices: &Devices,
+        id: StripeId,
+        index: u8,
+        payload: &[u8],
+        header: Option<&ShardHeader>,
+    ) -> Result<bool> {
+        let Some(row) = self.view(|view| view.get::<Stripes>(&id))? else { return Ok(true) };
+        let taken: Vec<DeviceId> = row
+            .placements
+            .iter()
+            .filter(|placement| devices.membership.device(placement.device).is_some())
+            .map(|placement| placement.device)
+            .collect();
+        let load: &mut Loader<'_> = &mut |key| load_bitmap(&self.meta, key);
+        let Some(target) = devices.allocate_shard(id, &taken, row.shard_blocks, load)? else { return Ok(false) };
+        if let Err(error) = write_shard(devices, header, index, target, payload) {
+            lock(&devices.allocator).release(run_of(target, row.shard_blocks));
+            devices.membership.drop_member(target.device, &error)?;
+            return Ok(false);
+        }
+        let moved = self.transact(|tx, ledger| {
+            let Some(mut row) = tx.get::<Stripes>(&id)? else { return Ok(false) };
+            let old = std::mem::replace(&mut row.placements[usize::from(index)], target);
+            give_up(tx, ledger, &row, old)?;
+            bitmap::mark(tx, target.device, target.block.0, bitmap::shard_blocks(&row), true)?;
+            ledger.placed.push((target, row.shard_blocks));
+            tx.put::<Stripes>(&id, &row)?;
+            Ok(true)
+        });
+        if !matches!(moved, Ok(true)) {
+            lock(&devices.allocator).release(run_of(target, row.shard_blocks));
+        }
+        moved.map(|_| true)
+    }
+
+    fn mark_whole(&self, id: StripeId) -> Result<()> {
+        self.transact(|tx, _| {
+            let Some(mut row) = tx.get::<Stripes>(&id)? else { return Ok(()) };
+            row.state = StripeState::Whole;
+            tx.put::<Stripes>(&id, &row)
+        })
+    }
+
+    /// Works off one stored intent to rebuild; `false` when there is none that can make progress.
+    pub fn rebuild_step(&self, after: &mut u64) -> Result<Option<Repaired>> {
+        let mut next = None;
+        self.view(|view| {
+            view.scan::<Intents>((Bound::Excluded(*after), Bound::Unbounded), |id, intent| {
+                if let Intent::Rebuild { stripe } = intent {
+                    next = Some((id, StripeId(stripe)));
+                    return Ok(Visit::Break(()));
+                }
+                Ok(Visit::Continue(()))
+            })
+        })?;
+        let Some((id, stripe)) = next else { return Ok(None) };
+        *after = id;
+        let repaired = self.repair(stripe)?;
+        if repaired.missing == 0 {
+            self.transact(|tx, _| tx.delete::<Intents>(&id))?;
+        }
+        Ok(Some(repaired))
+    }
+
+    /// The stripes after `after`, at most `limit`, that have a shard for which `wanted` holds.
+    pub fn stripes_with(
+        &self,
+        after: Option<StripeId>,
+        limit: usize,
+        wanted: impl Fn(&StripeRow) -> bool,
+    ) -> Result<(Vec<StripeId>, Option<StripeId>)> {
+        let mut found = Vec::new();
+        let mut last = None;
+        let mut seen = 0;
+        self.view(|view| {
+            let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+            view.scan::<Stripes>((from, Bound::Unbounded), |id, row| {
+                if wanted(&row) {
+                    found.push(id);
+                }
+                seen += 1;
+                last = Some(id);
+                // A read snapshot is not held for long: beside one, every commit grows the file.
+                Ok(if seen >= 20_000 || found.len() >= limit { Visit::Break(()) } else { Visit::Continue(()) })
+            })
+        })?;
+        Ok((found, last))
+    }
+}
+
+/// Clears what a stripe had at `old`, which it no longer points to.
+fn give_up(tx: &mut crate::meta::Tx<'_>, ledger: &mut Ledger, row: &StripeRow, old: Placement) -> Result<()> {
+    if old == Placement::NONE {
+        return Ok(());
+    }
+    bitmap::mark(tx, old.device, old.block.0, bitmap::shard_blocks(row), false)?;
+    ledger.freed.push((old, row.shard_blocks));
+    Ok(())
+}
+
+/// Writes one shard, its header too when one survived.
+fn write_shard(
+    devices: &Devices,
+    header: Option<&ShardHeader>,
+    index: u8,
+    placement: Placement,
+    payload: &[u8],
+) -> Result<()> {
+    let Some(device) = devices.membership.device(placement.device) else {
+        return Err(Error::Unavailable(format!("device {} is not here", placement.device)));
+    };
+    let uuid = devices.membership.members().iter().find(|member| member.id == placement.device).map(|m| m.uuid);
+    let written = match header {
+        Some(header) => {
+            let header = ShardHeader { index, device: uuid.unwrap_or(header.device), ..header.clone() };
+            let header = AlignedBuf::from(&header.encode()[..]);
+            let shard = ShardWrite { device: device.clone(), block: placement.block, header, payload };
+            stripe_io::write_shards(devices.membership.engine(), &[shard]).into_iter().collect::<Result<()>>()
+        }
+        None => device.write_at(placement.block.byte_offset() + BLOCK_SIZE, &[payload]),
+    };
+    devices.mark_dirty(std::iter::once(placement.device));
+    written
+}

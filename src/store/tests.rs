@@ -1,0 +1,296 @@
+//! The store over simulated devices, with its metadata in memory.
+
+use std::collections::BTreeMap;
+use std::ops::Bound::Unbounded;
+use std::sync::{Arc, Mutex};
+
+use super::commit::{ContentWrite, Inline, SharedBytes};
+use super::devices::{Devices, Member, Membership};
+use super::{Store, extents, lock};
+use crate::base::clock::SteppingClock;
+use crate::base::{DeviceId, Error, Incarnation, Ino, Prng, Result, StripeId, Uuid};
+use crate::device::sim::SimWorld;
+use crate::device::{Device, Engine, InlineEngine};
+use crate::erasure::Geometry;
+use crate::format::label::GroupLayout;
+use crate::format::rows::{DeviceRow, GROUP_PART_BLOCKS, Placement};
+use crate::format::table;
+use crate::meta::{Meta, Reader, Visit};
+use crate::pool::stripe_io::Media;
+
+/// A pool of simulated devices without labels.
+struct SimPool {
+    world: SimWorld,
+    layout: GroupLayout,
+    geometry: Geometry,
+    gone: Mutex<Vec<DeviceId>>,
+}
+
+impl Media for SimPool {
+    fn device(&self, id: DeviceId) -> Option<Arc<dyn Device>> {
+        let here = usize::from(id.0) < self.world.len() && !lock(&self.gone).contains(&id);
+        here.then(|| self.world.device(usize::from(id.0)))
+    }
+    fn engine(&self) -> &dyn Engine {
+        &InlineEngine
+    }
+    fn avoid(&self, _: DeviceId) -> bool {
+        false
+    }
+}
+
+impl Membership for SimPool {
+    fn pool(&self) -> Uuid {
+        Uuid([7; 16])
+    }
+    fn incarnation(&self) -> Incarnation {
+        Incarnation(1)
+    }
+    fn geometry(&self) -> (Geometry, u32) {
+        (self.geometry, 16)
+    }
+    fn members(&self) -> Vec<Member> {
+        (0..self.world.len() as u16)
+            .map(DeviceId)
+            .filter(|id| !lock(&self.gone).contains(id))
+            .map(|id| Member {
+                id,
+                uuid: Uuid([id.0 as u8; 16]),
+                domain: u64::from(id.0),
+                weight: 1.0,
+                layout: self.layout,
+            })
+            .collect()
+    }
+    fn drop_member(&self, id: DeviceId, _: &Error) -> Result<()> {
+        lock(&self.gone).push(id);
+        Ok(())
+    }
+}
+
+struct Rig {
+    pool: Arc<SimPool>,
+    store: Store,
+    /// What each file should contain.
+    model: BTreeMap<Ino, Vec<u8>>,
+}
+
+const SIZE: u64 = 24 << 20;
+
+impl Rig {
+    fn new(devices: usize, k: u8, m: u8) -> Rig {
+        let world = SimWorld::new(1, devices, SIZE);
+        let layout = GroupLayout::for_size(SIZE).unwrap();
+        let pool = Arc::new(SimPool { world, layout, geometry: Geometry::new(k, m).unwrap(), gone: Mutex::default() });
+        let devices = Arc::new(Devices::new(pool.clone()));
+        let meta = Meta::in_memory_with(devices.clone(), Arc::new(SteppingClock::default())).unwrap();
+        for member in pool.members() {
+            let row = DeviceRow {
+                uuid: member.uuid.0,
+                state: 0,
+                class: 0,
+                tier: 0,
+                weight_milli: 1000,
+                failure_domain: member.domain,
+                blocks: layout.blocks,
+                used_blocks: 0,
+                read_errors: 0,
+                write_errors: 0,
+                checksum_errors: 0,
+                read_latency_us_ewma: 0,
+                write_latency_us_ewma: 0,
+                risk_milli: 0,
+            };
+            meta.transact(|tx| tx.put::<table::Devices>(&member.id, &row)).unwrap();
+            lock(&devices.allocator).add_device(member.id, layout, 0);
+        }
+        Rig { pool, store: Store::over(meta, devices).unwrap(), model: BTreeMap::new() }
+    }
+
+    fn write(&mut self, ino: u64, offset: usize, bytes: Vec<u8>) -> Result<()> {
+        let write = ContentWrite { ino: Ino(ino), offset: offset as u64, bytes: SharedBytes::new(bytes.clone()) };
+        self.store.commit(&[write], Inline::Small, |_, _| Ok(()))?;
+        let content = self.model.entry(Ino(ino)).or_default();
+        content.resize(content.len().max(offset + bytes.len()), 0);
+        content[offset..offset + bytes.len()].copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn check(&self) {
+        for (ino, content) in &self.model {
+            let mut out = vec![0xee; content.len() + 100];
+            self.store.read(*ino, 0, &mut out).unwrap();
+            assert!(out[..content.len()] == content[..], "content of {ino} differs");
+            assert!(out[content.len()..].iter().all(|byte| *byte == 0));
+        }
+    }
+
+    /// Every extent has its backref and the other way round, live bytes are the union, bitmaps are the stripes, and the
+    /// allocator agrees on what is free.
+    fn check_rows(&self) {
+        self.store
+            .view(|view| {
+                let mut bits: BTreeMap<(DeviceId, u64), StripeId> = BTreeMap::new();
+                view.scan::<table::Stripes>((Unbounded, Unbounded), |id, row| {
+                    let live = view.get::<table::StripeLive>(&id)?.unwrap().live;
+                    assert_eq!(live, extents::union_of_backrefs(view, id)?, "live bytes of stripe {id}");
+                    assert!(live > 0);
+                    for placement in row.placements.iter().filter(|placement| **placement != Placement::NONE) {
+                        for block in placement.block.0..=placement.block.0 + u64::from(row.shard_blocks) {
+                            assert_eq!(bits.insert((placement.device, block), id), None, "a block in two stripes");
+                        }
+                    }
+                    Ok(Visit::Continue(()))
+                })?;
+                let mut stored = 0;
+                view.scan::<table::Groups>((Unbounded, Unbounded), |key, row| {
+                    for bit in 0..GROUP_PART_BLOCKS {
+                        if row[(bit / 8) as usize] & (1 << (bit % 8)) != 0 {
+                            let block = u64::from(key.group) * GROUP_PART_BLOCKS + bit;
+                            assert!(bits.contains_key(&(key.device, block)), "a leaked block");
+                            stored += 1;
+                        }
+                    }
+                    Ok(Visit::Continue(()))
+                })?;
+                assert_eq!(stored, bits.len());
+                view.scan::<table::Devices>((Unbounded, Unbounded), |id, row| {
+                    let used = bits.keys().filter(|(device, _)| *device == id).count() as u64;
+                    assert_eq!(row.used_blocks, used, "used blocks of device {id}");
+                    Ok(Visit::Continue(()))
+                })
+            })
+            .unwrap();
+    }
+}
+
+fn noise(prng: &mut Prng, length: usize) -> Vec<u8> {
+    (0..length.div_ceil(8)).flat_map(|_| prng.next().to_le_bytes()).take(length).collect()
+}
+
+#[test]
+fn content_survives_overwrites_punches_and_the_loss_of_m_devices() {
+    for seed in 0..12 {
+        let mut prng = Prng::new(seed);
+        let mut rig = Rig::new(6, 4, 2);
+        for _ in 0..60 {
+            let ino = 2 + prng.below(4);
+            let offset = prng.below(600_000) as usize;
+            match prng.below(8) {
+                0 => {
+                    let range = offset as u64..offset as u64 + prng.below(300_000);
+                    rig.store.transact(|tx, ledger| rig.store.punch(tx, Ino(ino), range.clone(), ledger)).unwrap();
+                    if let Some(content) = rig.model.get_mut(&Ino(ino)) {
+                        let length = content.len();
+                        content[offset.min(length)..(range.end as usize).min(length)].fill(0);
+                    }
+                }
+                1 => rig.store.durable_point().unwrap(),
+                _ => {
+                    let most = if prng.chance(1, 3) { 400_000 } else { 9000 };
+                    let length = 1 + prng.below(most) as usize;
+                    rig.write(ino, offset, noise(&mut prng, length)).unwrap();
+                }
+            }
+        }
+        rig.check();
+        rig.check_rows();
+        let (first, second) = (prng.below(6) as usize, prng.below(6) as usize);
+        rig.pool.world.corrupt(first, 0..SIZE);
+        lock(&rig.pool.gone).push(DeviceId(second as u16));
+        rig.check();
+        rig.write(9, 0, noise(&mut prng, 100_000)).unwrap();
+        rig.check();
+        rig.check_rows();
+    }
+}
+
+#[test]
+fn a_read_that_meets_corruption_leads_to_a_repair_in_place() {
+    let mut prng = Prng::new(3);
+    let mut rig = Rig::new(6, 4, 2);
+    rig.write(2, 0, noise(&mut prng, 1 << 20)).unwrap();
+    rig.pool.world.corrupt(1, 0..SIZE);
+    rig.pool.world.corrupt(4, 0..SIZE);
+    rig.check();
+    assert!(rig.store.repair_queued().unwrap() > 0);
+    // With those two repaired, two others can go.
+    lock(&rig.pool.gone).extend([DeviceId(0), DeviceId(5)]);
+    rig.check();
+}
+
+#[test]
+fn freed_space_is_used_again_and_enospc_leaves_everything_intact() {
+    let mut prng = Prng::new(5);
+    let mut rig = Rig::new(4, 2, 2);
+    let mut rounds = 0;
+    for round in 0..400u64 {
+        match rig.write(2 + round, 0, noise(&mut prng, 256 << 10)) {
+            Ok(()) => rounds += 1,
+            Err(Error::NoSpace) => break,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(rounds > 100 && rounds < 400, "{rounds} files fitted");
+    rig.check();
+    rig.check_rows();
+    for ino in 2..2 + rounds {
+        rig.store.transact(|tx, ledger| rig.store.punch(tx, Ino(ino), 0..u64::MAX, ledger)).unwrap();
+    }
+    rig.model.clear();
+    rig.check_rows();
+    let none = rig.write(1000, 0, noise(&mut prng, 256 << 10));
+    assert!(matches!(none, Err(Error::NoSpace)), "blocks were reused before the free was durable");
+    rig.store.durable_point().unwrap();
+    for round in 0..rounds {
+        rig.write(2000 + round, 0, noise(&mut prng, 256 << 10)).unwrap();
+    }
+    rig.check();
+    rig.check_rows();
+}
+
+#[test]
+fn shared_ranges_keep_their_stripes_alive() {
+    let mut prng = Prng::new(8);
+    let mut rig = Rig::new(3, 2, 1);
+    rig.write(2, 0, noise(&mut prng, 300_000)).unwrap();
+    let shared = |rig: &Rig| {
+        rig.store
+            .transact(|tx, ledger| rig.store.share(tx, (Ino(2), 10_000), (Ino(3), 5_000), 200_000, ledger))
+            .unwrap()
+    };
+    assert_eq!(shared(&rig).0, 200_000);
+    let mut copy = vec![0; 5_000];
+    copy.extend_from_slice(&rig.model[&Ino(2)][10_000..210_000]);
+    rig.model.insert(Ino(3), copy);
+    rig.check();
+    rig.check_rows();
+    rig.store.transact(|tx, ledger| rig.store.punch(tx, Ino(2), 0..u64::MAX, ledger)).unwrap();
+    rig.model.remove(&Ino(2));
+    rig.store.durable_point().unwrap();
+    rig.check();
+    rig.check_rows();
+    rig.store.transact(|tx, ledger| rig.store.punch(tx, Ino(3), 0..u64::MAX, ledger)).unwrap();
+    rig.check_rows();
+}
+
+#[test]
+fn a_device_that_fails_a_write_is_replaced_in_that_stripe() {
+    use crate::device::sim::{Fault, On};
+    let mut prng = Prng::new(9);
+    let mut rig = Rig::new(7, 4, 2);
+    rig.write(2, 0, noise(&mut prng, 200_000)).unwrap();
+    rig.pool.world.fault(3, Fault::Fail { on: On::Write, nth: 0, sticky: true });
+    for ino in 3..9 {
+        rig.write(ino, 0, noise(&mut prng, 200_000)).unwrap();
+    }
+    assert_eq!(*lock(&rig.pool.gone), [DeviceId(3)]);
+    rig.check();
+    rig.check_rows();
+    lock(&rig.pool.gone).extend([DeviceId(0), DeviceId(1)]);
+    for ino in 3..9u64 {
+        let mut out = vec![0; 200_000];
+        rig.store.read(Ino(ino), 0, &mut out).unwrap();
+        assert!(out == rig.model[&Ino(ino)]);
+    }
+}
