@@ -25,10 +25,25 @@ pub struct RedoGroup {
     pub changes: Vec<u8>,
 }
 
+/// What became of an append.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Appended {
+    /// It cannot be lost any more.
+    Durable,
+    /// The log has no room; nothing was written. A checkpoint makes everything committed durable by itself, the groups of
+    /// this append included, which need not be appended after it.
+    CheckpointFirst,
+}
+
 /// The durable side of the store: the log in front and the home behind it.
 pub trait RedoLog: Send + Sync {
-    /// Makes the groups durable on every live replica before it returns.
-    fn append(&self, groups: &[RedoGroup]) -> Result<()>;
+    /// Called before each transaction: takes space ahead, so that a lack of it is told here and not inside the database.
+    fn prepare(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Makes the groups durable on every live replica, all or none.
+    fn append(&self, groups: &[RedoGroup]) -> Result<Appended>;
     /// Runs `commit`, redb's durable commit, inside the window in which home may change its header.
     fn checkpoint(&self, commit: &mut dyn FnMut() -> Result<()>) -> Result<()>;
     /// Whether a checkpoint is due.
@@ -44,8 +59,8 @@ pub trait RedoLog: Send + Sync {
 pub struct MemoryLog;
 
 impl RedoLog for MemoryLog {
-    fn append(&self, _: &[RedoGroup]) -> Result<()> {
-        Ok(())
+    fn append(&self, _: &[RedoGroup]) -> Result<Appended> {
+        Ok(Appended::Durable)
     }
     fn checkpoint(&self, commit: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         commit()
@@ -84,6 +99,8 @@ impl Writer {
     }
 }
 
+/// Memory for the database's own cache of pages.
+const CACHE_BYTES: usize = 96 << 20;
 /// Redo that may wait for its durable point before a transaction makes one itself, in bytes and in transactions.
 const PENDING_BYTES: usize = 8 << 20;
 const PENDING_GROUPS: usize = 10_000;
@@ -117,6 +134,21 @@ impl Meta {
         let backend = redb::backends::InMemoryBackend::new();
         let db = Database::builder().create_with_backend(backend).map_err(store_error)?;
         Meta::start(db, Vec::new(), Arc::new(MemoryLog), barrier, clock, false)
+    }
+
+    /// Opens the database on `backend`, or makes it when the backend is empty, and replays `groups`.
+    pub fn open(
+        backend: impl redb::StorageBackend,
+        groups: Vec<RedoGroup>,
+        log: Arc<dyn RedoLog>,
+        barrier: Arc<dyn DataBarrier>,
+        clock: Arc<dyn Clock>,
+        read_only: bool,
+    ) -> Result<Meta> {
+        let db = guarded(|| {
+            Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(backend).map_err(store_error)
+        })?;
+        Meta::start(db, groups, log, barrier, clock, read_only)
     }
 
     /// Takes over an opened database: creates missing tables and replays `groups`, skipping those it holds already.
@@ -235,17 +267,11 @@ impl Meta {
             return Ok(());
         }
         let (groups, last) = lock(&self.writer).take_pending();
-        self.make_durable(&groups, last)
-    }
-
-    /// Barrier, then append. The caller holds `seal`.
-    fn make_durable(&self, groups: &[RedoGroup], last: TxnId) -> Result<()> {
-        let sealed = self.barrier.barrier().and_then(|()| match groups {
-            [] => Ok(()),
-            groups => self.log.append(groups),
-        });
-        sealed.map_err(|error| self.poison(&error.to_string()))?;
-        self.durable.store(last.0, Ordering::Release);
+        let sealed = self.barrier.barrier().and_then(|()| self.log.append(&groups));
+        match sealed.map_err(|error| self.poison(&error.to_string()))? {
+            Appended::Durable => self.durable.store(last.0, Ordering::Release),
+            Appended::CheckpointFirst => self.checkpoint_sealed()?,
+        }
         Ok(())
     }
 
@@ -257,16 +283,23 @@ impl Meta {
         let _seal = lock(&self.seal);
         self.check()?;
         self.log.prewrite().map_err(|error| self.poison(&error.to_string()))?;
+        self.checkpoint_sealed()
+    }
+
+    /// The part of a checkpoint that holds up transactions. The caller holds `seal`.
+    fn checkpoint_sealed(&self) -> Result<()> {
         let mut writer = lock(&self.writer);
-        let (groups, last) = writer.take_pending();
-        self.make_durable(&groups, last)?;
+        let (_, last) = writer.take_pending();
+        self.barrier.barrier().map_err(|error| self.poison(&error.to_string()))?;
         let commit = &mut || {
             let mut write = self.db().begin_write().map_err(store_error)?;
             write.set_durability(Durability::Immediate).map_err(store_error)?;
             write.set_quick_repair(true);
             write.commit().map_err(store_error)
         };
-        self.poison_on_panic(|| self.log.checkpoint(commit)).map_err(|error| self.poison(&error.to_string()))
+        self.poison_on_panic(|| self.log.checkpoint(commit)).map_err(|error| self.poison(&error.to_string()))?;
+        self.durable.store(last.0, Ordering::Release);
+        Ok(())
     }
 
     /// Whether the log asks for a checkpoint.
@@ -276,6 +309,7 @@ impl Meta {
 
     /// Keeps the redo in memory and in the log bounded.
     fn relieve(&self) -> Result<()> {
+        self.log.prepare()?;
         if self.log.wants_checkpoint() {
             return self.checkpoint();
         }

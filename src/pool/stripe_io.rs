@@ -37,7 +37,8 @@ pub fn granule_shift(shards: usize, shard_blocks: u32) -> u8 {
     shift
 }
 
-/// An encoded stripe in memory, ready to be written.
+/// An encoded stripe in memory, ready to be written. Each shard lies in one piece behind room for its header block, so
+/// that it is written by one request from one buffer.
 pub struct StripeImage {
     pub geometry: Geometry,
     /// Payload blocks of each shard.
@@ -48,49 +49,58 @@ pub struct StripeImage {
     shards: AlignedBuf,
 }
 
+const HEADER: usize = BLOCK_SIZE as usize;
+
 impl StripeImage {
-    /// Encodes a stripe whose payload `fill` writes into a zeroed buffer of `k * shard_blocks` blocks.
-    pub fn encode(codec: &Codec, shard_blocks: u32, fill: impl FnOnce(&mut [u8])) -> Result<StripeImage> {
+    /// Encodes a stripe. `fill` writes the payload of the data shards, every byte of it.
+    pub fn encode(codec: &Codec, shard_blocks: u32, fill: impl FnOnce(&mut [&mut [u8]])) -> Result<StripeImage> {
         let geometry = codec.geometry();
         let (k, n) = (usize::from(geometry.k()), usize::from(geometry.shards()));
-        let shard_bytes = shard_blocks as usize * BLOCK_SIZE as usize;
-        let mut shards = AlignedBuf::scratch(n * shard_bytes);
-        let (data, parity) = shards.split_at_mut(k * shard_bytes);
+        let stride = HEADER + shard_blocks as usize * BLOCK_SIZE as usize;
+        let mut shards = AlignedBuf::scratch(n * stride);
+        let mut payloads: Vec<&mut [u8]> = shards.chunks_exact_mut(stride).map(|shard| &mut shard[HEADER..]).collect();
+        let (data, parity) = payloads.split_at_mut(k);
         fill(data);
-        let sources: Vec<&[u8]> = data.chunks_exact(shard_bytes).collect();
-        let mut destinations: Vec<&mut [u8]> = parity.chunks_exact_mut(shard_bytes).collect();
-        codec.encode(&sources, &mut destinations)?;
+        let sources: Vec<&[u8]> = data.iter().map(|shard| &**shard).collect();
+        codec.encode(&sources, parity)?;
         let granule_shift = granule_shift(n, shard_blocks);
         let granule = (BLOCK_SIZE as usize) << granule_shift;
-        let sums =
-            shards.chunks_exact(shard_bytes).flat_map(|shard| shard.chunks(granule)).map(crc32c::crc32c).collect();
+        let sums = payloads.iter().flat_map(|shard| shard.chunks(granule)).map(crc32c::crc32c).collect();
         Ok(StripeImage { geometry, shard_blocks, granule_shift, sums, shards })
     }
 
-    /// The payload of shard `index`.
+    fn stride(&self) -> usize {
+        HEADER + self.shard_blocks as usize * BLOCK_SIZE as usize
+    }
+
+    /// Puts the header of shard `index` in front of it.
+    pub fn set_header(&mut self, index: usize, header: &[u8; HEADER]) {
+        let start = index * self.stride();
+        self.shards[start..start + HEADER].copy_from_slice(header);
+    }
+
+    /// Header and payload of shard `index`.
     pub fn shard(&self, index: usize) -> &[u8] {
-        let bytes = self.shard_blocks as usize * BLOCK_SIZE as usize;
-        &self.shards[index * bytes..(index + 1) * bytes]
+        &self.shards[index * self.stride()..(index + 1) * self.stride()]
     }
 }
 
-/// One shard to write: header block, then payload.
+/// One shard to write: `bytes` is its header block, then its payload.
 pub struct ShardWrite<'a> {
     pub device: Arc<dyn Device>,
     pub block: BlockNo,
-    pub header: AlignedBuf,
-    pub payload: &'a [u8],
+    pub bytes: &'a [u8],
 }
 
 /// Writes all shards in one batch; one result each. Nothing is flushed.
 pub fn write_shards(engine: &dyn Engine, shards: &[ShardWrite<'_>]) -> Vec<Result<()>> {
-    let mut batch: Vec<Request<'_>> = shards
-        .iter()
-        .map(|shard| {
-            let bufs = vec![&shard.header[..], shard.payload];
-            Request::new(&*shard.device, Op::Write { offset: shard.block.byte_offset(), bufs })
-        })
-        .collect();
+    let mut batch: Vec<Request<'_>> = Vec::with_capacity(shards.len());
+    for shard in shards {
+        batch.push(Request::new(
+            &*shard.device,
+            Op::Write { offset: shard.block.byte_offset(), bufs: vec![shard.bytes] },
+        ));
+    }
     engine.run(&mut batch);
     batch.into_iter().map(|request| request.result).collect()
 }
@@ -332,6 +342,15 @@ fn reconstruct(
 /// The whole payloads of the `wanted` shards, computed from the others.
 pub fn rebuild_shards(media: &dyn Media, id: StripeId, row: &StripeRow, wanted: &[usize]) -> Result<Vec<AlignedBuf>> {
     reconstruct(media, id, row, wanted, &(0..row.granules()), &mut Vec::new())
+}
+
+/// The whole payload of one shard as its device has it, if it verifies.
+pub fn read_shard(media: &dyn Media, row: &StripeRow, shard: usize) -> Option<AlignedBuf> {
+    let placement = *row.placements.get(shard)?;
+    let device = media.device(placement.device)?;
+    let mut bytes = AlignedBuf::scratch(shard_bytes(row));
+    device.read_at(payload_offset(placement, &(0..0)), &mut bytes).ok()?;
+    verifies(row, shard, &(0..row.granules()), &bytes).then_some(bytes)
 }
 
 /// Reads and verifies every shard of a stripe; returns those that are not as they should be.

@@ -8,7 +8,6 @@ use super::extents::{self, Ledger};
 use super::pack::{self, Payload, Plan};
 use super::{Store, bitmap, lock};
 use crate::base::{BLOCK_SIZE, DeviceId, Error, Ino, Result, StripeId, Uuid};
-use crate::device::buffer::AlignedBuf;
 use crate::format::intent::Intent;
 use crate::format::rows::{Counter, ExtentBody, ExtentRow, Placement, Run, StripeLiveRow, StripeRow, StripeState};
 use crate::format::shard::{ShardHeader, Unit};
@@ -198,7 +197,7 @@ impl Store {
                 payload,
             })
             .collect();
-        if let Err(error) = self.write_images(devices, writes, &mut written, &images) {
+        if let Err(error) = self.write_images(devices, writes, &mut written, &mut images) {
             written.iter().for_each(|stripe| devices.release(&stripe.allocation));
             return Err(error);
         }
@@ -211,7 +210,7 @@ impl Store {
         devices: &Devices,
         writes: &[ContentWrite],
         written: &mut [Written],
-        images: &[StripeImage],
+        images: &mut [StripeImage],
     ) -> Result<()> {
         let mut todo: Vec<(usize, usize)> = written
             .iter()
@@ -222,22 +221,26 @@ impl Store {
             })
             .collect();
         while !todo.is_empty() {
-            let mut shards = Vec::with_capacity(todo.len());
+            let members = devices.membership.members();
+            let mut ready = Vec::with_capacity(todo.len());
             let mut lost = Vec::new();
             for (at, shard) in todo {
-                let stripe = &written[at];
-                let placement = stripe.allocation.placements[shard];
-                match devices.membership.device(placement.device) {
-                    Some(device) => {
-                        let header = self.header(devices, writes, stripe, shard as u8, placement.device);
-                        let header = AlignedBuf::from(&header.encode()[..]);
-                        let payload = images[at].shard(shard);
-                        shards.push(((at, shard), ShardWrite { device, block: placement.block, header, payload }));
+                let placement = written[at].allocation.placements[shard];
+                let member = members.iter().find(|member| member.id == placement.device);
+                match member.and_then(|member| Some((member, devices.membership.device(member.id)?))) {
+                    Some((member, device)) => {
+                        let header = self.header(devices, writes, &written[at], shard as u8, member.uuid);
+                        images[at].set_header(shard, &header.encode());
+                        ready.push((at, shard, device, placement.block));
                     }
                     None => lost.push((at, shard)),
                 }
             }
-            let (places, shards): (Vec<_>, Vec<_>) = shards.into_iter().unzip();
+            let places: Vec<(usize, usize)> = ready.iter().map(|(at, shard, ..)| (*at, *shard)).collect();
+            let shards: Vec<ShardWrite<'_>> = ready
+                .into_iter()
+                .map(|(at, shard, device, block)| ShardWrite { device, block, bytes: images[at].shard(shard) })
+                .collect();
             let results = stripe_io::write_shards(devices.membership.engine(), &shards);
             // After the writes: a flush that began before they completed says nothing about them.
             devices.mark_dirty(places.iter().map(|(at, shard)| written[*at].allocation.placements[*shard].device));
@@ -277,7 +280,7 @@ impl Store {
         writes: &[ContentWrite],
         stripe: &Written,
         index: u8,
-        device: DeviceId,
+        device: Uuid,
     ) -> ShardHeader {
         let units = stripe.payload.pieces.iter().map(|piece| Unit {
             ino: writes[piece.write].ino,
@@ -290,12 +293,7 @@ impl Store {
         let sums: Vec<u8> = stripe.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
         ShardHeader {
             pool: devices.membership.pool(),
-            device: devices
-                .membership
-                .members()
-                .iter()
-                .find(|member| member.id == device)
-                .map_or(Uuid::NIL, |m| m.uuid),
+            device,
             stripe: stripe.id,
             incarnation: devices.membership.incarnation(),
             index,
@@ -460,15 +458,27 @@ impl Store {
     }
 }
 
-/// Puts the pieces of a payload where they belong; gaps and the tail become zeros.
-fn fill(out: &mut [u8], payload: &Payload, writes: &[ContentWrite]) {
+/// Puts the pieces of a payload into the data shards; gaps and the tail become zeros.
+fn fill(shards: &mut [&mut [u8]], payload: &Payload, writes: &[ContentWrite]) {
+    let shard_bytes = shards[0].len();
+    let end = shard_bytes * shards.len();
+    let mut each_part = |range: std::ops::Range<usize>, put: &mut dyn FnMut(&mut [u8], usize)| {
+        let mut from = range.start;
+        while from < range.end {
+            let inside = from % shard_bytes;
+            let length = (range.end - from).min(shard_bytes - inside);
+            put(&mut shards[from / shard_bytes][inside..inside + length], from - range.start);
+            from += length;
+        }
+    };
     let mut reached = 0;
     for piece in &payload.pieces {
-        out[reached..piece.start].fill(0);
+        each_part(reached..piece.start, &mut |part, _| part.fill(0));
         reached = piece.start + piece.length;
-        out[piece.start..reached].copy_from_slice(&writes[piece.write].bytes[piece.skip..piece.skip + piece.length]);
+        let bytes = &writes[piece.write].bytes[piece.skip..piece.skip + piece.length];
+        each_part(piece.start..reached, &mut |part, at| part.copy_from_slice(&bytes[at..at + part.len()]));
     }
-    out[reached..].fill(0);
+    each_part(reached..end, &mut |part, _| part.fill(0));
 }
 
 fn put_inline(tx: &mut Tx<'_>, write: &ContentWrite, ledger: &mut Ledger) -> Result<()> {

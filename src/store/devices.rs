@@ -13,10 +13,10 @@ use crate::base::{BLOCK_SIZE, DeviceId, Error, Incarnation, Result, StripeId, Tx
 use crate::device::{Op, Request};
 use crate::erasure::{Codec, Geometry};
 use crate::format::label::GroupLayout;
-use crate::format::rows::{GroupKey, Placement};
+use crate::format::rows::{GroupKey, MAX_SHARD_BLOCKS, Placement};
 use crate::meta::DataBarrier;
 use crate::pool::allocator::{Allocator, Loader, Run};
-use crate::pool::placement::{self, Candidate};
+use crate::pool::placement::{self, Target};
 use crate::pool::stripe_io::Media;
 
 /// What the store knows of a member.
@@ -112,58 +112,35 @@ impl Devices {
     /// Reserves blocks for a stripe with `payload` bytes. With too few devices the stripe gets narrower, and with not
     /// even `1 + m` of them it gets fewer parity shards than it should have. `None`: no such runs are free.
     pub fn allocate(&self, stripe: StripeId, payload: usize, load: &mut Loader<'_>) -> Result<Option<Allocation>> {
-        let (geometry, target) = self.membership.geometry();
-        let payload_blocks = payload.div_ceil(BLOCK_SIZE as usize).max(1);
-        let widest = payload_blocks.min(usize::from(geometry.k())) as u8;
-        let mut candidates = self.candidates();
-        for k in (1..=widest).rev() {
-            let shard_blocks = payload_blocks.div_ceil(usize::from(k)) as u32;
-            if shard_blocks > target.max(crate::format::rows::MAX_SHARD_BLOCKS) {
-                break;
-            }
+        let (geometry, _) = self.membership.geometry();
+        let blocks = payload.div_ceil(BLOCK_SIZE as usize).max(1);
+        let mut k = blocks.min(usize::from(geometry.k())) as u8;
+        let mut targets = self.targets();
+        loop {
             let geometry = Geometry::new(k, geometry.m())?;
-            let width = usize::from(geometry.shards());
-            if let Some(found) = self.allocate_width(stripe, geometry, width, shard_blocks, &mut candidates, load)? {
-                return Ok(Some(found));
+            let shard_blocks = blocks.div_ceil(usize::from(k)) as u32;
+            if shard_blocks > MAX_SHARD_BLOCKS {
+                return Ok(None);
             }
-        }
-        let geometry = Geometry::new(1, geometry.m())?;
-        for width in (1..usize::from(geometry.shards())).rev() {
-            let shard_blocks = payload_blocks as u32;
-            // Only when devices are missing, never to save space.
-            if shard_blocks > crate::format::rows::MAX_SHARD_BLOCKS || candidates.len() > width {
-                break;
+            let Some(choice) = placement::choose(stripe, geometry, shard_blocks, &targets) else { return Ok(None) };
+            if choice.shard_blocks < shard_blocks {
+                return Ok(None);
             }
-            if let Some(found) = self.allocate_width(stripe, geometry, width, shard_blocks, &mut candidates, load)? {
-                return Ok(Some(found));
+            if choice.geometry.k() < k {
+                k = choice.geometry.k();
+                continue;
             }
-        }
-        Ok(None)
-    }
-
-    fn allocate_width(
-        &self,
-        stripe: StripeId,
-        geometry: Geometry,
-        width: usize,
-        shard_blocks: u32,
-        candidates: &mut [Candidate],
-        load: &mut Loader<'_>,
-    ) -> Result<Option<Allocation>> {
-        let shard = 1 + u64::from(shard_blocks);
-        let mut usable = candidates.to_vec();
-        while let Some(chosen) = placement::choose(stripe.0, width, shard, &usable) {
-            match lock(&self.allocator).reserve_all(&chosen, shard as u32, load)? {
+            match lock(&self.allocator).reserve_all(&choice.devices, shard_blocks + 1, load)? {
                 Ok(runs) => {
-                    let mut placements: Vec<Placement> =
-                        runs.iter().map(|run| Placement { device: run.device, block: run.block }).collect();
-                    placements.resize(usize::from(geometry.shards()), Placement::NONE);
-                    return Ok(Some(Allocation { geometry, shard_blocks, placements }));
+                    let place = |run: &Run| Placement { device: run.device, block: run.block };
+                    let mut placements: Vec<Placement> = runs.iter().map(place).collect();
+                    placements.resize(usize::from(choice.geometry.shards()), Placement::NONE);
+                    return Ok(Some(Allocation { geometry: choice.geometry, shard_blocks, placements }));
                 }
-                Err(without_run) => usable.retain(|candidate| candidate.device != without_run),
+                // It has the space but not in one piece.
+                Err(device) => targets.iter_mut().filter(|target| target.device == device).for_each(|t| t.free = 0),
             }
         }
-        Ok(None)
     }
 
     /// A run for one shard on a device other than those in `taken`.
@@ -174,21 +151,12 @@ impl Devices {
         shard_blocks: u32,
         load: &mut Loader<'_>,
     ) -> Result<Option<Placement>> {
-        let shard = 1 + u64::from(shard_blocks);
-        let all = self.candidates();
-        let busy: Vec<u64> = all
-            .iter()
-            .filter(|candidate| taken.contains(&candidate.device))
-            .map(|candidate| candidate.domain)
-            .collect();
-        let mut usable: Vec<Candidate> =
-            all.into_iter().filter(|candidate| !busy.contains(&candidate.domain)).collect();
-        while let Some(chosen) = placement::choose(stripe.0, 1, shard, &usable) {
-            let device = chosen[0];
-            if let Some(run) = lock(&self.allocator).reserve(device, shard as u32, load)? {
+        let mut targets = self.targets();
+        while let Some(device) = placement::choose_one(stripe, shard_blocks, &targets, taken) {
+            if let Some(run) = lock(&self.allocator).reserve(device, shard_blocks + 1, load)? {
                 return Ok(Some(Placement { device, block: run.block }));
             }
-            usable.retain(|candidate| candidate.device != device);
+            targets.iter_mut().filter(|target| target.device == device).for_each(|target| target.free = 0);
         }
         Ok(None)
     }
@@ -201,49 +169,34 @@ impl Devices {
         }
     }
 
-    /// Members a shard could go to.
-    fn candidates(&self) -> Vec<Candidate> {
+    /// Members that take data, with what is free on each.
+    fn targets(&self) -> Vec<Target> {
+        self.targets_with(|allocator, member| allocator.free_blocks(member.id))
+    }
+
+    fn targets_with(&self, free: impl Fn(&Allocator, &Member) -> u64) -> Vec<Target> {
         let members = self.membership.members();
         let allocator = lock(&self.allocator);
-        members
-            .iter()
-            .filter(|member| !self.membership.avoid(member.id))
-            .map(|member| Candidate {
-                device: member.id,
-                domain: member.domain,
-                free: allocator.free_blocks(member.id),
-                weight: member.weight,
-            })
-            .collect()
+        let target = |member: &Member| Target {
+            device: member.id,
+            domain: member.domain,
+            free: free(&allocator, member),
+            preference: if self.membership.avoid(member.id) { 0.01 } else { member.weight },
+        };
+        members.iter().map(target).collect()
     }
 
     /// Payload bytes that fit into what is free now.
     pub fn free_payload(&self) -> u64 {
-        self.payload(|allocator, member| allocator.free_blocks(member.id))
-    }
-
-    /// Payload bytes that would fit into empty devices.
-    pub fn total_payload(&self) -> u64 {
-        self.payload(|_, member| member.layout.blocks)
-    }
-
-    fn payload(&self, count: impl Fn(&Allocator, &Member) -> u64) -> u64 {
-        let mut domains: BTreeMap<u64, u64> = BTreeMap::new();
-        {
-            let members = self.membership.members();
-            let allocator = lock(&self.allocator);
-            for member in &members {
-                *domains.entry(member.domain).or_default() += count(&allocator, member);
-            }
-        }
         let (geometry, shard_blocks) = self.membership.geometry();
-        let free: Vec<u64> = domains.into_values().collect();
-        // With m or more devices missing, stripes are written with fewer parity shards rather than not at all.
-        let parity = geometry.m().min(free.len().saturating_sub(1) as u8);
-        match Geometry::new(geometry.k(), parity) {
-            Ok(geometry) if !free.is_empty() => placement::capacity(&free, geometry, shard_blocks) * BLOCK_SIZE,
-            _ => 0,
-        }
+        placement::capacity(geometry, shard_blocks, &self.targets()) * BLOCK_SIZE
+    }
+
+    /// Payload bytes that would fit if all stripes were gone.
+    pub fn total_payload(&self) -> u64 {
+        let (geometry, shard_blocks) = self.membership.geometry();
+        let all = self.targets_with(|_, member| member.layout.blocks);
+        placement::capacity(geometry, shard_blocks, &all) * BLOCK_SIZE
     }
 
     /// Notes that shards were written to `devices` and not flushed.

@@ -5,6 +5,9 @@ mod bitmap;
 pub mod commit;
 pub mod devices;
 pub mod extents;
+mod host;
+pub mod maintain;
+mod open;
 mod pack;
 mod read;
 pub mod reclaim;
@@ -15,12 +18,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::base::{Clock, Ino, Result, TxnId};
+use crate::meta::volume::VolumeStats;
 use crate::meta::{Meta, Tx, View};
+use crate::pool::Pool;
 
 pub use commit::{ContentWrite, Inline, SharedBytes};
 pub use extents::Ledger;
 pub use space::{Reservation, Space};
 
+#[cfg(test)]
+mod open_tests;
 #[cfg(test)]
 mod tests;
 
@@ -32,7 +39,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Content and metadata of one open pool.
 pub struct Store {
-    meta: Meta,
+    meta: Arc<Meta>,
+    pool: Option<Arc<Pool>>,
+    log: Option<Arc<host::HostedLog>>,
     /// `None` for a store without devices.
     devices: Option<Arc<devices::Devices>>,
     repairs: repair::Queue,
@@ -47,7 +56,9 @@ impl Store {
     /// of the layers above.
     pub fn in_memory(clock: Arc<dyn Clock>, capacity: u64) -> Result<Store> {
         Ok(Store {
-            meta: Meta::in_memory(clock)?,
+            meta: Arc::new(Meta::in_memory(clock)?),
+            pool: None,
+            log: None,
             devices: None,
             repairs: repair::Queue::default(),
             space: space::Accounts::fixed(capacity),
@@ -56,9 +67,11 @@ impl Store {
     }
 
     /// A store over devices whose free space is known to `devices`; the barrier of `meta` must be `devices` too.
-    pub fn over(meta: Meta, devices: Arc<devices::Devices>) -> Result<Store> {
+    pub fn over(meta: Arc<Meta>, devices: Arc<devices::Devices>) -> Result<Store> {
         let store = Store {
             meta,
+            pool: None,
+            log: None,
             devices: Some(devices),
             repairs: repair::Queue::default(),
             space: space::Accounts::default(),
@@ -71,6 +84,21 @@ impl Store {
     /// The metadata store below.
     pub fn meta(&self) -> &Meta {
         &self.meta
+    }
+
+    /// The pool below; `None` in tests without labels.
+    pub fn pool(&self) -> Option<&Arc<Pool>> {
+        self.pool.as_ref()
+    }
+
+    /// How the metadata volume fares.
+    pub fn volume_stats(&self) -> Option<VolumeStats> {
+        self.log.as_ref().map(|log| log.volume.stats())
+    }
+
+    /// Makes everything durable, moves it into home and lets go of the devices: the next opening finds an empty log.
+    pub fn close(self) -> Result<()> {
+        self.meta.checkpoint()
     }
 
     /// Runs `body` as one transaction that may change content; what it freed becomes free space later.

@@ -19,7 +19,7 @@ use crate::format::shard::ShardHeader;
 use crate::format::table::{Intents, Stripes};
 use crate::meta::{Reader, Visit};
 use crate::pool::allocator::Loader;
-use crate::pool::stripe_io::{self, BadShard, Fault, ShardWrite};
+use crate::pool::stripe_io::{self, BadShard, Fault};
 
 /// Stripes that reads found bad and nobody has looked after yet; bounded, because a scrub finds the rest.
 #[derive(Debug, Default)]
@@ -118,6 +118,38 @@ impl Store {
         drop(window);
         if repaired.missing == 0 && row.state == StripeState::Degraded {
             self.mark_whole(id)?;
+        }
+        Ok(repaired)
+    }
+
+    /// Moves the shard that a stripe has on `device` to another one.
+    pub fn relocate(&self, id: StripeId, device: DeviceId) -> Result<Repaired> {
+        let Some(devices) = self.devices.clone() else { return Ok(Repaired::default()) };
+        if !lock(&self.repairs.busy).insert(id) {
+            return Ok(Repaired::default());
+        }
+        let outcome = self.relocate_held(&devices, id, device);
+        lock(&self.repairs.busy).remove(&id);
+        outcome
+    }
+
+    fn relocate_held(&self, devices: &Devices, id: StripeId, device: DeviceId) -> Result<Repaired> {
+        let window = devices.enter_read(self.meta.committed());
+        let mut repaired = Repaired::default();
+        let Some(row) = self.view(|view| view.get::<Stripes>(&id))? else { return Ok(repaired) };
+        let Some(index) = row.placements.iter().position(|placement| placement.device == device) else {
+            return Ok(repaired);
+        };
+        let payload = match stripe_io::read_shard(&*devices.membership, &row, index) {
+            Some(payload) => payload,
+            None => stripe_io::rebuild_shards(&*devices.membership, id, &row, &[index])?.remove(0),
+        };
+        let header = self.surviving_header(devices, &row, &[]);
+        drop(window);
+        if self.move_shard(devices, id, index as u8, &payload, header.as_ref())? {
+            repaired.rebuilt += 1;
+        } else {
+            repaired.missing += 1;
         }
         Ok(repaired)
     }
@@ -250,9 +282,11 @@ fn write_shard(
     let written = match header {
         Some(header) => {
             let header = ShardHeader { index, device: uuid.unwrap_or(header.device), ..header.clone() };
-            let header = AlignedBuf::from(&header.encode()[..]);
-            let shard = ShardWrite { device: device.clone(), block: placement.block, header, payload };
-            stripe_io::write_shards(devices.membership.engine(), &[shard]).into_iter().collect::<Result<()>>()
+            let mut bytes = AlignedBuf::scratch(BLOCK_SIZE as usize + payload.len());
+            let (front, back) = bytes.split_at_mut(BLOCK_SIZE as usize);
+            front.copy_from_slice(&header.encode());
+            back.copy_from_slice(payload);
+            device.write_at(placement.block.byte_offset(), &[&bytes])
         }
         None => device.write_at(placement.block.byte_offset() + BLOCK_SIZE, &[payload]),
     };

@@ -104,7 +104,7 @@ impl Rig {
             meta.transact(|tx| tx.put::<table::Devices>(&member.id, &row)).unwrap();
             lock(&devices.allocator).add_device(member.id, layout, 0);
         }
-        Rig { pool, store: Store::over(meta, devices).unwrap(), model: BTreeMap::new() }
+        Rig { pool, store: Store::over(Arc::new(meta), devices).unwrap(), model: BTreeMap::new() }
     }
 
     fn write(&mut self, ino: u64, offset: usize, bytes: Vec<u8>) -> Result<()> {

@@ -1,0 +1,187 @@
+//! Keeping the pool whole: scrub, rebuild, emptying and replacing devices, metadata replicas.
+//!
+//! Invariant: nothing here lowers redundancy: a copy is written and its transaction made before the old place is given
+//! up, and what is given up is reused only after that transaction is durable.
+
+use std::sync::Arc;
+
+use super::devices::Devices;
+use super::open::device_row;
+use super::repair::Repaired;
+use super::{Store, lock};
+use crate::base::{DeviceId, Error, Result, StripeId};
+use crate::device::Device;
+use crate::format::label::MemberState;
+use crate::format::rows::{Placement, StripeRow};
+use crate::format::table;
+use crate::meta::Reader;
+use crate::pool::Pool;
+
+/// How far a long action has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Progress {
+    /// Stripes looked at.
+    pub stripes: u64,
+    pub repaired: Repaired,
+    /// Stripes that have fewer good shards than they need: their content is lost.
+    pub lost: u64,
+    /// Blocks of metadata mended on some replica.
+    pub metadata_blocks: u64,
+}
+
+/// Called after each stripe; `false` stops the action.
+pub type Watch<'a> = &'a mut dyn FnMut(&Progress) -> bool;
+
+/// Stripes looked up by one scan of the table.
+const BATCH: usize = 256;
+
+impl Store {
+    /// Verifies every shard of every stripe, and all metadata replicas; repairs what is bad.
+    pub fn scrub(&self, watch: Watch<'_>) -> Result<Progress> {
+        let mut progress = Progress::default();
+        if let Some(log) = &self.log {
+            progress.metadata_blocks = log.volume.verify()?.repaired;
+        }
+        self.each_stripe(|_| true, &mut progress, watch, |store, id| store.repair(id))?;
+        self.durable_point()?;
+        Ok(progress)
+    }
+
+    /// Rebuilds every shard whose device is not here, or that was never written, on other devices.
+    pub fn rebuild(&self, watch: Watch<'_>) -> Result<Progress> {
+        let mut progress = Progress::default();
+        let Some(devices) = self.devices.clone() else { return Ok(progress) };
+        let lacking = |row: &StripeRow| {
+            row.placements
+                .iter()
+                .any(|placement| *placement == Placement::NONE || devices.membership.device(placement.device).is_none())
+        };
+        self.each_stripe(lacking, &mut progress, watch, |store, id| store.repair(id))?;
+        let mut after = 0;
+        while self.rebuild_step(&mut after)?.is_some() {}
+        self.durable_point()?;
+        Ok(progress)
+    }
+
+    /// Moves every shard off a device, which stays a member.
+    pub fn evacuate(&self, device: DeviceId, watch: Watch<'_>) -> Result<Progress> {
+        let mut progress = Progress::default();
+        let on_it = |row: &StripeRow| row.placements.iter().any(|placement| placement.device == device);
+        self.each_stripe(on_it, &mut progress, watch, |store, id| store.relocate(id, device))?;
+        self.durable_point()?;
+        Ok(progress)
+    }
+
+    /// Puts `new` in the place of member `old`, which may be lost already: everything that was on `old` is copied or
+    /// rebuilt, then `old` ends being a member.
+    pub fn replace(&self, old: DeviceId, new: Arc<dyn Device>, force: bool, watch: Watch<'_>) -> Result<Progress> {
+        let (pool, devices) = self.whole()?;
+        let added = pool.replace_member(old, new, force)?;
+        self.welcome(&pool, &devices, added)?;
+        let progress = self.evacuate(old, watch)?;
+        let left = self.stripes_with(None, 1, |row| row.placements.iter().any(|p| p.device == old))?.0;
+        if !left.is_empty() {
+            return Err(Error::Unavailable(format!(
+                "{} stripes could not be moved off device {old}: add space and run the command again",
+                progress.repaired.missing.max(1)
+            )));
+        }
+        self.mend_metadata()?;
+        if let Some(log) = &self.log
+            && log.volume.root().replicas.iter().any(|replica| replica.device == old.0)
+        {
+            log.volume.retire(old)?;
+        }
+        self.transact(|tx, _| tx.delete::<table::Devices>(&old))?;
+        self.durable_point()?;
+        lock(&devices.allocator).remove_device(old);
+        pool.remove_member(old)?;
+        Ok(progress)
+    }
+
+    /// Takes back a device that was missing: brings its metadata up to date and lets it take part again. Its shards
+    /// need nothing: stripes are never changed in place, and what they were is checked by every read.
+    pub fn take_back(&self, device: Arc<dyn Device>) -> Result<DeviceId> {
+        let (pool, devices) = self.whole()?;
+        let id = pool.attach(device)?;
+        self.welcome(&pool, &devices, id)?;
+        self.mend_metadata()?;
+        Ok(id)
+    }
+
+    /// Brings every metadata replica up to date, finds new ones where some are lost, and lets members that came back
+    /// take part again.
+    pub fn mend_metadata(&self) -> Result<()> {
+        let (pool, _) = self.whole()?;
+        let Some(log) = &self.log else { return Ok(()) };
+        log.mend(self.wanted_replicas(&pool), &self.meta)?;
+        for member in pool.state().members.iter() {
+            if member.device.is_some() && member.state == MemberState::Stale {
+                pool.mark_active(member.id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wanted_replicas(&self, pool: &Pool) -> usize {
+        (usize::from(pool.geometry().m) + 1).max(2)
+    }
+
+    fn whole(&self) -> Result<(Arc<Pool>, Arc<Devices>)> {
+        match (&self.pool, &self.devices) {
+            (Some(pool), Some(devices)) => Ok((pool.clone(), devices.clone())),
+            _ => Err(Error::Unsupported),
+        }
+    }
+
+    /// Makes a device's space known.
+    fn welcome(&self, pool: &Pool, devices: &Devices, id: DeviceId) -> Result<()> {
+        let state = pool.state();
+        let Some(member) = state.member(id) else { return Ok(()) };
+        let row = self.view(|view| view.get::<table::Devices>(&id))?;
+        if row.is_none() {
+            self.transact(|tx, _| tx.put::<table::Devices>(&id, &device_row(member)))?;
+        }
+        let mut allocator = lock(&devices.allocator);
+        if !allocator.has_device(id) {
+            allocator.add_device(id, member.layout, row.map_or(0, |row| row.used_blocks));
+            if let Some(log) = &self.log {
+                log.claim_named(&mut allocator, Some(id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `act` on every stripe for which `wanted` holds.
+    fn each_stripe(
+        &self,
+        wanted: impl Fn(&StripeRow) -> bool,
+        progress: &mut Progress,
+        watch: Watch<'_>,
+        act: impl Fn(&Store, StripeId) -> Result<Repaired>,
+    ) -> Result<()> {
+        let mut after = None;
+        loop {
+            let (stripes, last) = self.stripes_with(after, BATCH, &wanted)?;
+            for id in stripes {
+                match act(self, id) {
+                    Ok(repaired) => progress.repaired.add(repaired),
+                    Err(Error::Corrupt(_)) => progress.lost += 1,
+                    Err(other) => return Err(other),
+                }
+                progress.stripes += 1;
+                if !watch(progress) {
+                    return Ok(());
+                }
+            }
+            // What was given up must become durable before its blocks can serve the rest.
+            if progress.repaired.rebuilt > 0 {
+                self.durable_point()?;
+            }
+            if last.is_none() {
+                return Ok(());
+            }
+            after = last;
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Making a pool's store, and opening one after whatever happened to it.
+
+use std::sync::{Arc, Mutex, Weak};
+
+use super::devices::Devices;
+use super::host::{Host, HostedLog, PoolMembership, volume_options};
+use super::{Store, lock};
+use crate::base::{Clock, DeviceId, Error, Result};
+use crate::format::rows::DeviceRow;
+use crate::format::table;
+use crate::meta::volume::Volume;
+use crate::meta::{Meta, Reader, RedoGroup};
+use crate::pool::{Member, Pool};
+
+impl Store {
+    /// Makes the metadata of a pool that was just formatted. `salt` is a random number.
+    pub fn format(pool: Arc<Pool>, clock: Arc<dyn Clock>, salt: u64) -> Result<Store> {
+        let devices = Arc::new(Devices::new(Arc::new(PoolMembership(pool.clone()))));
+        let host = Arc::new(Host::new(pool.clone(), devices.clone()));
+        let state = pool.state();
+        for member in state.present() {
+            lock(&devices.allocator).add_device(member.id, member.layout, 0);
+        }
+        let replicas = choose_replicas(&state.members, pool.geometry().m);
+        let layouts: Vec<_> = state.present().map(|member| member.layout).collect();
+        let options = volume_options(&layouts, salt);
+        // Nothing is stored yet, so every bitmap is empty.
+        host.claim_ahead(&replicas, options.log_blocks + options.chunk_blocks, &mut |_| Ok(None))?;
+        let chunk_blocks = options.chunk_blocks;
+        let (volume, _) = Volume::format(host.clone(), &replicas, options)?;
+        volume.reserve(1)?;
+        let log = Arc::new(HostedLog { volume, host, chunk_blocks, meta: Mutex::new(Weak::new()) });
+        let store = assemble(&pool, devices, Vec::new(), log.clone(), clock)?;
+        store.meta.checkpoint()?;
+        pool.update_labels(|label| label.meta = log.volume.root())?;
+        Ok(store)
+    }
+
+    /// Opens the store of an open pool. `salt` is a random number.
+    pub fn open(pool: Arc<Pool>, clock: Arc<dyn Clock>, salt: u64) -> Result<Store> {
+        let devices = Arc::new(Devices::new(Arc::new(PoolMembership(pool.clone()))));
+        let host = Arc::new(Host::new(pool.clone(), devices.clone()));
+        let state = pool.state();
+        let root = state.label.meta.clone();
+        if root.replicas.is_empty() {
+            return Err(Error::Unavailable(format!(
+                "pool {} was never finished being made; run mkfs again with --force",
+                state.label.name
+            )));
+        }
+        let live: Vec<DeviceId> = root
+            .replicas
+            .iter()
+            .filter(|replica| !replica.stale)
+            .map(|replica| DeviceId(replica.device))
+            .filter(|id| state.member(*id).is_some_and(Member::is_current))
+            .collect();
+        if live.is_empty() {
+            return Err(Error::Unavailable(format!(
+                "no device of pool {} holds its current metadata: bring back one of those last mounted together",
+                state.label.name
+            )));
+        }
+        let layouts: Vec<_> = state.present().map(|member| member.layout).collect();
+        let mut options = volume_options(&layouts, salt);
+        options.read_only = pool.is_read_only();
+        options.chunk_blocks = root.chunk_blocks;
+        let (volume, groups) = Volume::open(host.clone(), &root, &live, options)?;
+        let chunk_blocks = root.chunk_blocks;
+        let log = Arc::new(HostedLog { volume, host, chunk_blocks, meta: Mutex::new(Weak::new()) });
+        assemble(&pool, devices, groups, log, clock)
+    }
+}
+
+/// Puts the pieces together, and brings the rows of the devices and the free space up to date with each other.
+fn assemble(
+    pool: &Arc<Pool>,
+    devices: Arc<Devices>,
+    groups: Vec<RedoGroup>,
+    log: Arc<HostedLog>,
+    clock: Arc<dyn Clock>,
+) -> Result<Store> {
+    let meta =
+        Arc::new(Meta::open(log.volume.backend(), groups, log.clone(), devices.clone(), clock, pool.is_read_only())?);
+    *lock(&log.meta) = Arc::downgrade(&meta);
+    let state = pool.state();
+    for member in &state.members {
+        let row = meta.view(|view| view.get::<table::Devices>(&member.id))?;
+        if row.is_none() && !pool.is_read_only() {
+            meta.transact(|tx| tx.put::<table::Devices>(&member.id, &device_row(member)))?;
+        }
+        if member.device.is_some() {
+            let used = row.map_or(0, |row| row.used_blocks);
+            lock(&devices.allocator).add_device(member.id, member.layout, used);
+        }
+    }
+    log.claim_named(&mut lock(&devices.allocator), None);
+    let mut store = Store::over(meta, devices)?;
+    store.pool = Some(pool.clone());
+    store.log = Some(log);
+    Ok(store)
+}
+
+/// The devices that hold the metadata: one more than may be lost, and at least two. Fast ones first, then large ones.
+fn choose_replicas(members: &[Member], m: u8) -> Vec<DeviceId> {
+    let mut present: Vec<&Member> = members.iter().filter(|member| member.is_current()).collect();
+    present.sort_by_key(|member| (std::cmp::Reverse(member.class), std::cmp::Reverse(member.size), member.id));
+    let wanted = (usize::from(m) + 1).max(2);
+    // Distinct failure domains first.
+    let mut chosen: Vec<&Member> = Vec::new();
+    for also_shared in [false, true] {
+        for member in &present {
+            let shared = chosen.iter().any(|other| other.failure_domain == member.failure_domain);
+            let taken = chosen.iter().any(|other| other.id == member.id);
+            if chosen.len() < wanted && !taken && (also_shared || !shared) {
+                chosen.push(member);
+            }
+        }
+    }
+    chosen.into_iter().map(|member| member.id).collect()
+}
+
+pub(super) fn device_row(member: &Member) -> DeviceRow {
+    DeviceRow {
+        uuid: member.uuid.0,
+        state: 0,
+        class: member.class,
+        tier: member.tier,
+        weight_milli: member.weight_milli,
+        failure_domain: member.failure_domain,
+        blocks: member.layout.blocks,
+        used_blocks: 0,
+        read_errors: 0,
+        write_errors: 0,
+        checksum_errors: 0,
+        read_latency_us_ewma: 0,
+        write_latency_us_ewma: 0,
+        risk_milli: 0,
+    }
+}

@@ -1,0 +1,125 @@
+//! Whole pools on simulated devices: made, crashed, opened again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Store;
+use super::commit::{ContentWrite, Inline, SharedBytes};
+use crate::base::clock::SteppingClock;
+use crate::base::{Ino, Prng, Result};
+use crate::device::InlineEngine;
+use crate::device::sim::SimWorld;
+use crate::format::label::DefaultGeometry;
+use crate::pool::{FormatOptions, OpenOptions, Pool};
+
+const SIZE: u64 = 64 << 20;
+
+pub(crate) fn format(world: &SimWorld, k: u8, m: u8) -> Result<Store> {
+    let options = FormatOptions {
+        name: "test".into(),
+        geometry: DefaultGeometry { k, m, shard_blocks: 16 },
+        force: false,
+        created: 0,
+    };
+    let pool = Pool::format(&world.devices(), &options, Arc::new(InlineEngine), Box::new(Prng::new(1)))?;
+    Store::format(Arc::new(pool), Arc::new(SteppingClock::default()), 11)
+}
+
+pub(crate) fn open(world: &SimWorld, devices: &[usize], seed: u64) -> Result<Store> {
+    let devices: Vec<_> = devices.iter().map(|at| world.device(*at)).collect();
+    let pool = Pool::open(&devices, &OpenOptions::default(), Arc::new(InlineEngine), Box::new(Prng::new(seed)))?;
+    Store::open(Arc::new(pool), Arc::new(SteppingClock::default()), seed)
+}
+
+fn write(store: &Store, ino: u64, bytes: Vec<u8>) -> Result<()> {
+    let write = ContentWrite { ino: Ino(ino), offset: 0, bytes: SharedBytes::new(bytes) };
+    store.commit(&[write], Inline::Small, |_, _| Ok(()))
+}
+
+fn content(prng: &mut Prng, length: usize) -> Vec<u8> {
+    (0..length.div_ceil(8)).flat_map(|_| prng.next().to_le_bytes()).take(length).collect()
+}
+
+fn read(store: &Store, ino: u64, length: usize) -> Vec<u8> {
+    let mut out = vec![0; length];
+    store.read(Ino(ino), 0, &mut out).unwrap();
+    out
+}
+
+#[test]
+fn a_closed_pool_opens_with_everything_in_it() {
+    let world = SimWorld::new(1, 6, SIZE);
+    let store = format(&world, 4, 2).unwrap();
+    let mut prng = Prng::new(5);
+    let first = content(&mut prng, 700_000);
+    write(&store, 2, first.clone()).unwrap();
+    store.close().unwrap();
+    let store = open(&world, &[5, 4, 3, 2, 1, 0], 2).unwrap();
+    assert!(read(&store, 2, first.len()) == first);
+    let second = content(&mut prng, 300_000);
+    write(&store, 3, second.clone()).unwrap();
+    store.durable_point().unwrap();
+    drop(store);
+    // Any two may be missing.
+    for lost in [[0, 1], [2, 5], [0, 3]] {
+        let world = world.fork();
+        let left: Vec<usize> = (0..6).filter(|at| !lost.contains(at)).collect();
+        let store = open(&world, &left, 3).unwrap();
+        assert!(read(&store, 2, first.len()) == first, "without {lost:?}");
+        assert!(read(&store, 3, second.len()) == second, "without {lost:?}");
+        write(&store, 4, first.clone()).unwrap();
+        store.close().unwrap();
+        let store = open(&world, &[0, 1, 2, 3, 4, 5], 4).unwrap();
+        assert!(read(&store, 4, first.len()) == first, "with {lost:?} back");
+    }
+}
+
+#[test]
+fn what_was_durable_survives_a_power_cut_at_any_moment() {
+    for seed in 0..6 {
+        let mut prng = Prng::new(seed);
+        let world = SimWorld::new(seed, 4, SIZE);
+        let store = format(&world, 2, 2).unwrap();
+        // What is durable after which event, in order.
+        let mut durable: Vec<(u64, BTreeMap<u64, Vec<u8>>)> = vec![(world.record(), BTreeMap::new())];
+        let mut written = BTreeMap::new();
+        let start = world.record();
+        for _ in 0..40 {
+            let ino = 2 + prng.below(6);
+            let length = 1 + prng.below(60_000) as usize;
+            let bytes = content(&mut prng, length);
+            if written.get(&ino).is_none_or(|old: &Vec<u8>| old.len() <= bytes.len()) {
+                write(&store, ino, bytes.clone()).unwrap();
+                written.insert(ino, bytes);
+            }
+            match prng.below(6) {
+                0 => store.meta().checkpoint().unwrap(),
+                1 | 2 => store.durable_point().unwrap(),
+                _ => continue,
+            }
+            durable.push((world.record(), written.clone()));
+        }
+        drop(store);
+        let end = world.record();
+        for _ in 0..25 {
+            let at = start + prng.below(end - start + 1);
+            let crashed = world.crash_state(at, &mut prng);
+            let lost = prng.below(5) as usize;
+            let left: Vec<usize> = (0..4).filter(|device| *device != lost).collect();
+            let store = open(&crashed, &left, seed + 100).unwrap_or_else(|e| panic!("seed {seed} event {at}: {e}"));
+            let (_, expected) = durable.iter().rev().find(|(event, _)| *event <= at).unwrap();
+            for (ino, bytes) in expected {
+                let newer = &written[ino];
+                let found = read(&store, *ino, bytes.len());
+                let is_newer = || {
+                    durable.iter().any(|(_, state)| {
+                        state
+                            .get(ino)
+                            .is_some_and(|other| other.len() >= bytes.len() && other[..bytes.len()] == found[..])
+                    }) || newer[..bytes.len()] == found[..]
+                };
+                assert!(found == *bytes || is_newer(), "seed {seed}, event {at}: inode {ino} is neither old nor new");
+            }
+        }
+    }
+}
