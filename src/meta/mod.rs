@@ -7,5 +7,5 @@ mod redo;
 pub mod tx;
 pub mod volume;
 
-pub use db::{DataBarrier, MemoryLog, Meta, RedoGroup, RedoLog};
+pub use db::{Appended, DataBarrier, MemoryLog, Meta, RedoGroup, RedoLog};
 pub use tx::{Reader, Tx, View, Visit};

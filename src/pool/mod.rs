@@ -19,6 +19,7 @@ mod membership;
 mod open;
 pub mod placement;
 mod signatures;
+pub mod stripe_io;
 #[cfg(test)]
 mod tests;
 

@@ -10,7 +10,7 @@ use crate::base::{Ino, Prng, Result};
 use crate::device::InlineEngine;
 use crate::device::sim::SimWorld;
 use crate::format::label::DefaultGeometry;
-use crate::pool::{FormatOptions, OpenOptions, Pool};
+use crate::pool::{FormatOptions, OpenMode, Pool};
 
 const SIZE: u64 = 64 << 20;
 
@@ -27,7 +27,7 @@ pub(crate) fn format(world: &SimWorld, k: u8, m: u8) -> Result<Store> {
 
 pub(crate) fn open(world: &SimWorld, devices: &[usize], seed: u64) -> Result<Store> {
     let devices: Vec<_> = devices.iter().map(|at| world.device(*at)).collect();
-    let pool = Pool::open(&devices, &OpenOptions::default(), Arc::new(InlineEngine), Box::new(Prng::new(seed)))?;
+    let pool = Pool::open(&devices, &OpenMode::default(), Arc::new(InlineEngine), Box::new(Prng::new(seed)))?;
     Store::open(Arc::new(pool), Arc::new(SteppingClock::default()), seed)
 }
 

@@ -32,7 +32,7 @@ mod tests;
 
 pub use backend::Backend;
 
-use super::db::{RedoGroup, RedoLog};
+use super::db::{Appended, RedoGroup};
 use crate::base::{BlockNo, Blocks, Bytes, DeviceId, Error, Result};
 use crate::device::{Device, Engine};
 use crate::format::label::{MetaRoot, ReplicaRoot};
@@ -111,17 +111,6 @@ impl VolumeOptions {
 
 /// The fewest blocks a log can have.
 pub const MIN_LOG_BLOCKS: u32 = 64;
-
-/// What became of an append.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[must_use]
-pub enum Appended {
-    /// It cannot be lost any more.
-    Durable,
-    /// The log has no room; nothing was written. A checkpoint makes everything committed durable by itself, the groups of
-    /// this append included, which need not be appended after it.
-    CheckpointFirst,
-}
 
 /// What the volume is doing.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -271,6 +260,11 @@ impl Volume {
         self.core.reserve(chunks)
     }
 
+    /// Chunks that can be mapped without asking the host.
+    pub fn spare_chunks(&self) -> usize {
+        lock(&self.core.root).spare.len()
+    }
+
     /// Refuses every write from now on: to be called before the `Database` is dropped, too.
     pub fn poison(&self, why: &str) {
         self.core.poison(why);
@@ -305,31 +299,6 @@ impl Volume {
     /// What goes on.
     pub fn stats(&self) -> VolumeStats {
         self.core.stats()
-    }
-}
-
-impl RedoLog for Volume {
-    fn append(&self, groups: &[RedoGroup]) -> Result<()> {
-        match self.core.append(groups)? {
-            Appended::Durable => Ok(()),
-            Appended::CheckpointFirst => Err(Error::Busy("the metadata log is full until the next checkpoint".into())),
-        }
-    }
-
-    fn checkpoint(&self, commit: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        self.core.checkpoint(commit)
-    }
-
-    fn wants_checkpoint(&self) -> bool {
-        self.core.wants_checkpoint()
-    }
-
-    fn prewrite(&self) -> Result<()> {
-        self.core.write_back()
-    }
-
-    fn poison(&self, why: &str) {
-        self.core.poison(why);
     }
 }
 
