@@ -8,6 +8,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
@@ -36,6 +37,8 @@ pub struct Session {
     agreement: Agreement,
     threads_max: usize,
     report: Report,
+    /// The kernel tells an abort from an unmount only when it came through its control file.
+    aborted: AtomicBool,
 }
 
 impl Session {
@@ -45,7 +48,8 @@ impl Session {
         match greet(&device, options.writeback, &report) {
             Ok(agreement) => {
                 let device = Arc::new(device);
-                let session = Session { device, mount, agreement, threads_max: options.threads_max, report };
+                let aborted = AtomicBool::new(false);
+                let session = Session { device, mount, agreement, threads_max: options.threads_max, report, aborted };
                 session.tune();
                 Ok(session)
             }
@@ -63,7 +67,8 @@ impl Session {
         let serve = |channel: &dyn Channel, buffer: &mut Buffer, len: usize| {
             adapter.serve(channel, buffer, len);
         };
-        Workers::new(self.device.as_fd().as_fd(), self.threads_max, &serve, &self.report).run()
+        let ended = Workers::new(self.device.as_fd(), self.threads_max, &serve, &self.report).run()?;
+        Ok(if self.aborted.load(Ordering::Relaxed) { Ended::Aborted } else { ended })
     }
 
     /// Where it is mounted: absolute, without symbolic links.
@@ -89,6 +94,7 @@ impl Session {
 
     /// Breaks the connection at once, wherever it is mounted: waiting requests fail, later ones too.
     pub fn abort(&self) -> Result<()> {
+        self.aborted.store(true, Ordering::Relaxed);
         self.mount.abort()
     }
 

@@ -13,7 +13,7 @@ use argosfs::fuse::Filesystem;
 
 const PAGE: u64 = 4096;
 
-/// Runs at the start of `read`, `write` and `getattr`, outside any lock: to stall, to fail, to panic, to count.
+/// Runs at the start of the operation named, outside any lock: to stall, to fail, to panic, to count.
 pub type Hook = Box<dyn Fn(&'static str, Ino) -> Result<()> + Send + Sync>;
 
 pub struct MemFs {
@@ -575,6 +575,7 @@ impl Filesystem for MemFs {
     }
 
     fn get_xattr(&self, _: &Caller, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        self.hook("getxattr", ino)?;
         self.tree().node(ino)?.xattrs.get(name).cloned().ok_or(Error::NoAttribute)
     }
 
