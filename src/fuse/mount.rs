@@ -47,13 +47,14 @@ pub struct MountOptions {
     pub writeback: bool,
     /// Threads that may wait for the filesystem at once.
     pub threads_max: usize,
-    /// What mounts for users who are not root.
-    pub helper: PathBuf,
+    /// Mounts through this program instead of by itself, as everybody but root must.
+    pub helper: Option<PathBuf>,
 }
 
 impl MountOptions {
     /// The defaults for this user: all that root's filesystems have, or what `fusermount3` lets users have.
     pub fn new(source: impl Into<String>) -> MountOptions {
+        let root = rustix::process::geteuid().is_root();
         MountOptions {
             source: source.into(),
             read_only: false,
@@ -61,10 +62,10 @@ impl MountOptions {
             no_dev: false,
             no_exec: false,
             no_atime: false,
-            allow_other: rustix::process::geteuid().is_root(),
+            allow_other: root,
             writeback: false,
             threads_max: 256,
-            helper: PathBuf::from("fusermount3"),
+            helper: (!root).then(|| PathBuf::from("fusermount3")),
         }
     }
 
@@ -117,14 +118,12 @@ pub struct Mount {
 impl Mount {
     /// Attaches a new connection at `mountpoint`, in place of a dead one if there is one.
     pub fn attach(mountpoint: &Path, options: &MountOptions) -> Result<(OwnedFd, Mount)> {
-        let mountpoint = replace_dead(mountpoint, &options.helper)?;
-        let privileged = rustix::process::geteuid().is_root();
-        let device = match privileged {
-            true => attach_directly(&mountpoint, options)?,
-            false => attach_by_helper(&mountpoint, options)?,
+        let mountpoint = replace_dead(mountpoint, options.helper.as_deref())?;
+        let device = match &options.helper {
+            None => attach_directly(&mountpoint, options)?,
+            Some(helper) => attach_by_helper(helper, &mountpoint, options)?,
         };
-        let helper = (!privileged).then(|| options.helper.clone());
-        let mut mount = Mount { mountpoint, major: 0, minor: 0, helper };
+        let mut mount = Mount { mountpoint, major: 0, minor: 0, helper: options.helper.clone() };
         match device_number(&mount.mountpoint) {
             Ok((major, minor)) => (mount.major, mount.minor) = (major, minor),
             Err(errno) => {
@@ -211,11 +210,11 @@ fn attach_directly(mountpoint: &Path, options: &MountOptions) -> Result<OwnedFd>
     Ok(device)
 }
 
-fn attach_by_helper(mountpoint: &Path, options: &MountOptions) -> Result<OwnedFd> {
-    let failed = |what: String| Error::Unavailable(format!("{}: {what}", options.helper.display()));
+fn attach_by_helper(helper: &Path, mountpoint: &Path, options: &MountOptions) -> Result<OwnedFd> {
+    let failed = |what: String| Error::Unavailable(format!("{}: {what}", helper.display()));
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()
         .map_err(|error| Error::io("socket", "make a pair for the mount helper", error))?;
-    let mut command = Command::new(&options.helper);
+    let mut command = Command::new(helper);
     command.arg("-o").arg(options.helper_options()).arg("--").arg(mountpoint);
     command.env("_FUSE_COMMFD", theirs.as_raw_fd().to_string());
     let inherited = theirs.as_raw_fd();
@@ -292,7 +291,7 @@ fn busy(mountpoint: &Path) -> Error {
 }
 
 /// The mount point's real path, after dead mounts on it are taken off.
-fn replace_dead(mountpoint: &Path, helper: &Path) -> Result<PathBuf> {
+fn replace_dead(mountpoint: &Path, helper: Option<&Path>) -> Result<PathBuf> {
     let failed = |operation, errno: Errno| Error::io(mountpoint.display().to_string(), operation, errno.into());
     // One for each mount that could lie on top of another here.
     for _ in 0..16 {
@@ -306,11 +305,11 @@ fn replace_dead(mountpoint: &Path, helper: &Path) -> Result<PathBuf> {
             Err(Errno::NOENT) => {
                 return Err(Error::Usage(format!("{} does not exist: make the directory first", mountpoint.display())));
             }
-            Err(Errno::NOTCONN) if rustix::process::geteuid().is_root() => {
-                rustix::mount::unmount(mountpoint, UnmountFlags::DETACH)
-                    .map_err(|errno| failed("take off the dead mount", errno))?;
-            }
-            Err(Errno::NOTCONN) => unmount_by_helper(helper, mountpoint, true)?,
+            Err(Errno::NOTCONN) => match helper {
+                Some(helper) => unmount_by_helper(helper, mountpoint, true)?,
+                None => rustix::mount::unmount(mountpoint, UnmountFlags::DETACH)
+                    .map_err(|errno| failed("take off the dead mount", errno))?,
+            },
             Err(errno) => return Err(failed("look at the mount point", errno)),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Invariants of every [`Request`] that parses:
 //! - Names are not empty and hold neither `/` nor NUL; `.` and `..` occur in [`Operation::Lookup`] only.
-//! - `offset + length` of a range is at most 2^63, so it never overflows.
+//! - `offset + length` of a range, and the cookie of a listing, is at most 2^63, so it never overflows.
 //! - Borrowed slices lie inside the bytes given. No input panics or allocates.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
@@ -260,6 +260,7 @@ fn operation(opcode: u32, mut body: Body<'_>, dialect: Dialect) -> Parsed<Operat
         }
         op::READDIR | op::READDIRPLUS => {
             let abi::ReadIn { offset, size, .. } = body.take()?;
+            range(offset, 0)?;
             Operation::ReadDir { cookie: offset, size, plus: opcode == op::READDIRPLUS }
         }
         op::WRITE => {

@@ -28,6 +28,23 @@ fn get_xattr(path: &Path, name: &str, room: usize) -> std::io::Result<Vec<u8>> {
     Ok(vec![0; len as usize])
 }
 
+/// `u::rw-,u:USER:r--,g::---,m::r--,o::---` as the kernel takes it.
+fn acl_for_user() -> Vec<u8> {
+    let entry = |tag: u16, permissions: u16, id: u32| {
+        [tag.to_le_bytes().as_slice(), &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
+    };
+    let nobody = u32::MAX;
+    [
+        2u32.to_le_bytes().to_vec(),
+        entry(0x01, 6, nobody),
+        entry(0x02, 4, USER),
+        entry(0x04, 0, nobody),
+        entry(0x10, 4, nobody),
+        entry(0x20, 0, nobody),
+    ]
+    .concat()
+}
+
 #[test]
 fn modes_owners_and_times_are_set() {
     mounted(|m| {
@@ -94,11 +111,19 @@ fn special_files_keep_their_kind_and_number() {
 fn umask_is_left_to_the_filesystem() {
     mounted(|m| {
         let path = m.path("file");
-        let made =
-            std::process::Command::new("sh").arg("-c").arg("umask 027; : > \"$0\"; mkdir \"$0.d\"").arg(&path).status();
+        let script = "umask 027; : > \"$0\"; mkdir \"$0.d\"";
+        let make = || std::process::Command::new("sh").arg("-c").arg(script).arg(&path).status();
+        let made = make();
         assert!(made.expect("sh").success());
         assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o777, 0o640);
         assert_eq!(fs::metadata(m.path("file.d")).expect("stat").mode() & 0o777, 0o750);
+        set_xattr(m.root, "system.posix_acl_default", &acl_for_user(), 0).expect("set a default ACL");
+        fs::remove_file(&path).expect("unlink");
+        fs::remove_dir(m.path("file.d")).expect("rmdir");
+        let made = make();
+        assert!(made.expect("sh").success());
+        assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o777, 0o666, "here it does not apply");
+        assert_eq!(fs::metadata(m.path("file.d")).expect("stat").mode() & 0o777, 0o777);
     });
 }
 
@@ -181,19 +206,7 @@ fn permissions_are_the_kernels_with_our_acls() {
         fs::write(&path, "x").expect("write");
         fs::set_permissions(&path, Permissions::from_mode(0o640)).expect("chmod");
         assert_eq!(as_user(|| errno(fs::read(&path))), libc::EACCES);
-        let entry = |tag: u16, permissions: u16, id: u32| {
-            [tag.to_le_bytes().as_slice(), &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
-        };
-        let nobody = u32::MAX;
-        let acl = [
-            2u32.to_le_bytes().to_vec(),
-            entry(0x01, 6, nobody),
-            entry(0x02, 4, USER),
-            entry(0x04, 0, nobody),
-            entry(0x10, 4, nobody),
-            entry(0x20, 0, nobody),
-        ]
-        .concat();
+        let acl = acl_for_user();
         set_xattr(&path, "system.posix_acl_access", &acl, 0).expect("set the ACL");
         assert_eq!(as_user(|| fs::read(&path)).expect("the ACL lets the user in"), b"x");
         assert_eq!(as_user(|| errno(OpenOptions::new().write(true).open(&path))), libc::EACCES);

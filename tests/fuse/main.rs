@@ -3,6 +3,8 @@
 
 mod attributes;
 mod files;
+mod helper;
+mod hostile;
 #[path = "../memfs/mod.rs"]
 mod memfs;
 mod sessions;

@@ -12,6 +12,8 @@ use argosfs::base::{Clock, Error, Ino, Result, SystemClock, Timestamp};
 use argosfs::fuse::Filesystem;
 
 const PAGE: u64 = 4096;
+/// Largest copy made at once.
+const COPY_MAX: u64 = 64 << 20;
 
 /// Runs at the start of the operation named, outside any lock: to stall, to fail, to panic, to count.
 pub type Hook = Box<dyn Fn(&'static str, Ino) -> Result<()> + Send + Sync>;
@@ -68,7 +70,10 @@ impl MemFs {
         let mut tree = self.tree();
         tree.check_free(parent, name)?;
         let directory = matches!(kind, Kind::Directory { .. });
-        let ino = tree.make(caller, mode & !(caller.umask & 0o777), rdev, kind);
+        // A default ACL takes the place of the umask (what else it does is left out here).
+        let masked = !tree.node(parent)?.xattrs.contains_key(&b"system.posix_acl_default"[..]);
+        let mode = if masked { mode & !(caller.umask & 0o777) } else { mode };
+        let ino = tree.make(caller, mode, rdev, kind);
         tree.add_name(parent, name, ino)?;
         if directory {
             tree.node(parent)?.attr.nlink += 1;
@@ -502,7 +507,7 @@ impl Filesystem for MemFs {
     ) -> Result<u64> {
         let mut tree = self.tree();
         let source = tree.node(from)?;
-        let length = length.min(source.attr.size.saturating_sub(from_offset));
+        let length = length.min(source.attr.size.saturating_sub(from_offset)).min(COPY_MAX);
         let mut data = vec![0; length as usize];
         source.get(from_offset, &mut data)?;
         let target = tree.node(to)?;
