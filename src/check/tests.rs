@@ -90,7 +90,7 @@ fn lay_out(tx: &mut Tx<'_>) -> Result<()> {
         tx.put::<Xattrs>(&XattrKey { ino: FILE, name: b"user.a".to_vec(), piece }, &row)?;
     }
     tx.put::<Stripes>(&STRIPE, &stripe())?;
-    tx.put::<StripeLive>(&STRIPE, &StripeLiveRow { live: 10_000, shared: 0 })?;
+    tx.put::<StripeLive>(&STRIPE, &StripeLiveRow { live: 10_000, payload: 10_000, shared: 0 })?;
     tx.put::<Backrefs>(&backref_key(), &BackrefRow { start: 0, length: 10_000 })?;
     // Blocks 8190, 8191 and 8192 of each device: two rows of the bitmap.
     for device in (0..3).map(DeviceId) {
@@ -230,12 +230,16 @@ const DAMAGES: &[(Issue, Damage)] = &[
         tx.set_counter(Counter::NextStripe, 3)?;
         tx.put::<Stripes>(&StripeId(2), &stripe())
     }),
-    (Issue::StripeLiveWrong, |tx| tx.put::<StripeLive>(&STRIPE, &StripeLiveRow { live: 9_999, shared: 0 })),
+    (Issue::StripeLiveWrong, |tx| {
+        tx.put::<StripeLive>(&STRIPE, &StripeLiveRow { live: 9_999, payload: 10_000, shared: 0 })
+    }),
     (Issue::StripeLiveWrong, |tx| tx.delete::<StripeLive>(&STRIPE).map(drop)),
     (Issue::StripeLiveWrong, |tx| {
         tx.put::<Backrefs>(&BackrefKey { offset: 7, ..backref_key() }, &BackrefRow { start: 0, length: 5 })
     }),
-    (Issue::StripeLiveDangling, |tx| tx.put::<StripeLive>(&StripeId(77), &StripeLiveRow { live: 1, shared: 0 })),
+    (Issue::StripeLiveDangling, |tx| {
+        tx.put::<StripeLive>(&StripeId(77), &StripeLiveRow { live: 1, payload: 10_000, shared: 0 })
+    }),
     (Issue::StripeDegraded, |tx| tx.put::<Stripes>(&STRIPE, &StripeRow { state: StripeState::Degraded, ..stripe() })),
     (Issue::ShardOutside, |tx| {
         let mut row = stripe();
@@ -319,7 +323,7 @@ fn shared_bytes_count_once() {
         tx.put::<Extents>(&ExtentKey { ino: ORPHAN, offset: 0 }, &extent(4_000, ExtentBody::Run(run)))?;
         let key = BackrefKey { ino: ORPHAN, ..backref_key() };
         tx.put::<Backrefs>(&key, &BackrefRow { start: 1_000, length: 4_000 })?;
-        tx.put::<StripeLive>(&STRIPE, &StripeLiveRow { live: 10_000, shared: 1 })
+        tx.put::<StripeLive>(&STRIPE, &StripeLiveRow { live: 10_000, payload: 10_000, shared: 1 })
     })
     .expect("commits");
     let (findings, report) = findings_of(&meta);

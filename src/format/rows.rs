@@ -377,6 +377,8 @@ fixed_row! {
     /// Live payload bytes of a stripe: the union of the ranges of its backrefs.
     pub struct StripeLiveRow, version 1 {
         pub live: u32,
+        /// Used bytes of the payload, as in the stripe's row.
+        pub payload: u32,
         /// 1 once two extents have shared bytes of the stripe: from then on ranges are compared before `live` falls.
         pub shared: u8,
     }

@@ -306,7 +306,7 @@ fn put_target(change: &mut Change<'_, '_>, slot: Slot, target: &[u8]) -> Result<
     let mut offset = 0;
     for piece in target.chunks(TARGET_PIECE) {
         let row = ExtentRow { length: piece.len() as u64, birth, body: ExtentBody::Inline(piece.to_vec()) };
-        extents::insert(change.tx, ino, offset, &row, true, change.ledger)?;
+        extents::insert(change.tx, ino, offset, &row, change.ledger)?;
         offset += piece.len() as u64;
     }
     if offset > 0 {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::devices::{Allocation, Devices, load_bitmap, run_of};
 use super::extents::{self, Ledger};
-use super::pack::{self, Payload, Plan};
+use super::pack::{self, INLINE_SMALL, Payload, Piece, Plan};
 use super::{Store, bitmap, lock};
-use crate::base::{BLOCK_SIZE, DeviceId, Error, Ino, Result, StripeId, Uuid};
+use crate::base::{BLOCK_SIZE, DeviceId, Error, Ino, Result, StripeId, TxnId, Uuid};
 use crate::format::intent::Intent;
 use crate::format::rows::{Counter, ExtentBody, ExtentRow, Placement, Run, StripeLiveRow, StripeRow, StripeState};
 use crate::format::shard::{ShardHeader, Unit};
@@ -79,12 +79,12 @@ const INLINE_PIECE: usize = 4096;
 pub type ContentDeltas = Vec<(Ino, i64)>;
 
 /// A stripe on the devices that no transaction knows of yet.
-struct Written {
-    id: StripeId,
-    allocation: Allocation,
+pub(super) struct Written {
+    pub id: StripeId,
+    pub allocation: Allocation,
     granule_shift: u8,
     sums: Vec<u32>,
-    payload: Payload,
+    pub payload: Payload,
 }
 
 impl Store {
@@ -109,7 +109,9 @@ impl Store {
         finish: impl FnOnce(&mut Tx<'_>, &ContentDeltas) -> Result<T>,
     ) -> Result<T> {
         let (plan, written) = match &self.devices {
-            Some(devices) => self.write_stripes(devices, writes, inline)?,
+            Some(devices) => {
+                self.write_stripes(devices, writes, |writes, capacity| pack::plan(writes, capacity, inline))?
+            }
             None => (Plan { inline: (0..writes.len()).collect(), stripes: Vec::new() }, Vec::new()),
         };
         let body = |tx: &mut Tx<'_>, ledger: &mut Ledger| {
@@ -124,7 +126,11 @@ impl Store {
                 put_inline(tx, &writes[*index], ledger)?;
             }
             for stripe in &written {
-                self.put_stripe(tx, stripe, writes, ledger)?;
+                let live = stripe.payload.pieces.iter().map(|piece| piece.length as u32).sum();
+                self.put_stripe(tx, stripe, live, ledger)?;
+                for piece in &stripe.payload.pieces {
+                    self.put_piece(tx, stripe.id, piece, &writes[piece.write], tx.id(), ledger)?;
+                }
             }
             finish(tx, &deltas)
         };
@@ -137,15 +143,15 @@ impl Store {
 
     /// Plans the commit and writes the shards of its stripes. With no contiguous space left for full shards, smaller
     /// ones are tried.
-    fn write_stripes(
+    pub(super) fn write_stripes(
         &self,
         devices: &Devices,
         writes: &[ContentWrite],
-        inline: Inline,
+        plan: impl Fn(&[ContentWrite], usize) -> Plan,
     ) -> Result<(Plan, Vec<Written>)> {
         let mut capacity = devices.stripe_bytes();
         loop {
-            let plan = pack::plan(writes, capacity, inline);
+            let plan = plan(writes, capacity);
             match self.allocate_all(devices, &plan)? {
                 Some(allocated) => {
                     let written = self.write_allocated(devices, writes, allocated)?;
@@ -310,14 +316,8 @@ impl Store {
         }
     }
 
-    /// Makes a written stripe part of the pool and of its files.
-    fn put_stripe(
-        &self,
-        tx: &mut Tx<'_>,
-        stripe: &Written,
-        writes: &[ContentWrite],
-        ledger: &mut Ledger,
-    ) -> Result<()> {
+    /// Makes a written stripe part of the pool, with so many live bytes.
+    pub(super) fn put_stripe(&self, tx: &mut Tx<'_>, stripe: &Written, live: u32, ledger: &mut Ledger) -> Result<()> {
         let Some(devices) = &self.devices else { return Ok(()) };
         let degraded = stripe.allocation.placements.contains(&Placement::NONE);
         let row = StripeRow {
@@ -335,19 +335,28 @@ impl Store {
         tx.put::<Stripes>(&stripe.id, &row)?;
         bitmap::mark_stripe(tx, &row, true)?;
         ledger.place(&row);
-        let live = stripe.payload.pieces.iter().map(|piece| piece.length as u32).sum();
-        tx.put::<StripeLive>(&stripe.id, &StripeLiveRow { live, shared: 0 })?;
-        for piece in &stripe.payload.pieces {
-            let write = &writes[piece.write];
-            let run = Run::plain(stripe.id, piece.start as u32, piece.length as u32);
-            let row = ExtentRow { length: piece.length as u64, birth: tx.id(), body: ExtentBody::Run(run) };
-            extents::insert(tx, write.ino, write.offset + piece.skip as u64, &row, false, ledger)?;
-        }
+        let payload = row.payload_bytes;
+        tx.put::<StripeLive>(&stripe.id, &StripeLiveRow { live, payload, shared: 0 })?;
         if degraded {
             let intent = tx.bump_counter(Counter::NextIntent, 1)?;
             tx.put::<Intents>(&intent, &Intent::Rebuild { stripe: stripe.id.0 })?;
         }
         Ok(())
+    }
+
+    /// Makes a piece of a stripe part of its file.
+    pub(super) fn put_piece(
+        &self,
+        tx: &mut Tx<'_>,
+        stripe: StripeId,
+        piece: &Piece,
+        write: &ContentWrite,
+        birth: TxnId,
+        ledger: &mut Ledger,
+    ) -> Result<()> {
+        let run = Run::plain(stripe, piece.start as u32, piece.length as u32);
+        let row = ExtentRow { length: piece.length as u64, birth, body: ExtentBody::Run(run) };
+        extents::insert(tx, write.ino, write.offset + piece.skip as u64, &row, ledger)
     }
 
     /// The next stripe number; reserves more, durably, when they run out.
@@ -415,7 +424,7 @@ impl Store {
         }
         for hole in holes {
             let row = ExtentRow { length: hole.end - hole.start, birth: tx.id(), body: ExtentBody::Reserved };
-            extents::insert(tx, ino, hole.start, &row, true, ledger)?;
+            extents::insert(tx, ino, hole.start, &row, ledger)?;
         }
         Ok(ledger.content_delta - before)
     }
@@ -485,7 +494,10 @@ fn put_inline(tx: &mut Tx<'_>, write: &ContentWrite, ledger: &mut Ledger) -> Res
     let mut offset = write.offset;
     for piece in write.bytes.chunks(INLINE_PIECE) {
         let row = ExtentRow { length: piece.len() as u64, birth: tx.id(), body: ExtentBody::Inline(piece.to_vec()) };
-        extents::insert(tx, write.ino, offset, &row, true, ledger)?;
+        extents::insert(tx, write.ino, offset, &row, ledger)?;
+        if piece.len() > INLINE_SMALL {
+            ledger.destage.push((write.ino, offset));
+        }
         offset += piece.len() as u64;
     }
     Ok(())

@@ -28,6 +28,8 @@ pub struct Ledger {
     pub placed: Vec<(Placement, u32)>,
     /// Truncates that continue in the background.
     pub truncates: Vec<(Ino, u64, TxnId)>,
+    /// Stripes of which less than half is live.
+    pub sparse: Vec<StripeId>,
     /// Inline rows above the small limit that were made.
     pub destage: Vec<(Ino, u64)>,
 }
@@ -162,6 +164,9 @@ fn lose(tx: &mut Tx<'_>, run: &Run, removed: u32, pieces_left: bool, ledger: &mu
         union_of_backrefs(tx, stripe)?
     };
     if live.live > 0 {
+        if live.live < live.payload / 2 {
+            ledger.sparse.push(stripe);
+        }
         return tx.put::<StripeLive>(&stripe, &live);
     }
     let Some(row) = tx.get::<Stripes>(&stripe)? else {
@@ -204,26 +209,11 @@ pub fn backrefs(
     reader.scan::<Backrefs>((Bound::Included(low), Bound::Excluded(high)), visit)
 }
 
-/// Adds an extent where the file has none. The stripe of a run must exist; its live bytes are the caller's when
-/// `count_live` is false.
-pub fn insert(
-    tx: &mut Tx<'_>,
-    ino: Ino,
-    offset: u64,
-    row: &ExtentRow,
-    count_live: bool,
-    ledger: &mut Ledger,
-) -> Result<()> {
+/// Adds an extent where the file has none. The stripe of a run must exist; counting its live bytes is the caller's.
+pub fn insert(tx: &mut Tx<'_>, ino: Ino, offset: u64, row: &ExtentRow, ledger: &mut Ledger) -> Result<()> {
     ledger.content_delta += row.length as i64;
     tx.put::<Extents>(&ExtentKey { ino, offset }, row)?;
-    put_backref(tx, ino, offset, row)?;
-    let ExtentBody::Run(run) = &row.body else { return Ok(()) };
-    if count_live {
-        let shared = tx.get::<StripeLive>(&run.stripe)?.map_or(0, |live| live.shared);
-        let live = union_of_backrefs(tx, run.stripe)?;
-        tx.put::<StripeLive>(&run.stripe, &StripeLiveRow { live, shared })?;
-    }
-    Ok(())
+    put_backref(tx, ino, offset, row)
 }
 
 /// Makes `length` bytes at `to` of file `target` show what `source` has at `from`, without copying: inline bytes are
@@ -253,8 +243,9 @@ pub fn share(
             ExtentBody::Reserved => continue,
             ExtentBody::Inline(_) => {}
             ExtentBody::Run(run) => {
-                let live = tx.get::<StripeLive>(&run.stripe)?.map_or(0, |live| live.live);
-                tx.put::<StripeLive>(&run.stripe, &StripeLiveRow { live, shared: 1 })?;
+                if let Some(live) = tx.get::<StripeLive>(&run.stripe)?.filter(|live| live.shared == 0) {
+                    tx.put::<StripeLive>(&run.stripe, &StripeLiveRow { shared: 1, ..live })?;
+                }
             }
         }
         piece.birth = tx.id();

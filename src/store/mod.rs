@@ -3,6 +3,7 @@
 
 mod bitmap;
 pub mod commit;
+mod compact;
 pub mod devices;
 pub mod extents;
 mod host;
@@ -45,6 +46,7 @@ pub struct Store {
     /// `None` for a store without devices.
     devices: Option<Arc<devices::Devices>>,
     repairs: repair::Queue,
+    untidy: compact::Untidy,
     space: space::Accounts,
     /// Truncates still going on: extents of the inode at or past the offset, born at or before the transaction, are
     /// hidden.
@@ -61,6 +63,7 @@ impl Store {
             log: None,
             devices: None,
             repairs: repair::Queue::default(),
+            untidy: compact::Untidy::default(),
             space: space::Accounts::fixed(capacity),
             truncates: Mutex::default(),
         })
@@ -74,6 +77,7 @@ impl Store {
             log: None,
             devices: Some(devices),
             repairs: repair::Queue::default(),
+            untidy: compact::Untidy::default(),
             space: space::Accounts::default(),
             truncates: Mutex::default(),
         };
@@ -137,6 +141,7 @@ impl Store {
     /// Takes over what a committed transaction left to do.
     fn settle(&self, ledger: &Ledger) {
         self.space.content_changed(ledger.content_delta);
+        self.untidy.note(ledger);
         if let Some(devices) = &self.devices {
             let mut allocator = lock(&devices.allocator);
             ledger.placed.iter().for_each(|(placement, blocks)| allocator.commit(devices::run_of(*placement, *blocks)));

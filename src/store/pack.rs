@@ -40,13 +40,22 @@ pub struct Plan {
 
 /// Plans a commit of `writes` with stripes of at most `capacity` payload bytes.
 pub fn plan(writes: &[ContentWrite], capacity: usize, inline: Inline) -> Plan {
-    let mut plan = Plan::default();
     let total: usize = writes.iter().map(|write| write.bytes.len()).sum();
     let all_inline = inline == Inline::Synchronous && total <= INLINE_SYNCHRONOUS;
+    pack(writes, capacity, |write| all_inline || (write.bytes.len() <= INLINE_SMALL && write.offset == 0))
+}
+
+/// Plans to put all of `writes` into stripes: content that is moved there.
+pub fn plan_moved(writes: &[ContentWrite], capacity: usize) -> Plan {
+    pack(writes, capacity, |_| false)
+}
+
+fn pack(writes: &[ContentWrite], capacity: usize, goes_inline: impl Fn(&ContentWrite) -> bool) -> Plan {
+    let mut plan = Plan::default();
     let mut open = Payload::default();
     for (index, write) in writes.iter().enumerate() {
         let whole = write.bytes.len();
-        if all_inline || (whole <= INLINE_SMALL && write.offset == 0) {
+        if goes_inline(write) {
             plan.inline.push(index);
             continue;
         }

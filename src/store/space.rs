@@ -25,6 +25,8 @@ pub(super) struct Accounts(Mutex<Balance>);
 #[derive(Debug, Default)]
 struct Balance {
     promised: u64,
+    /// Bytes that may be promised before free space is measured again.
+    headroom: u64,
     /// Bytes of content in a store without devices.
     used: u64,
     capacity: u64,
@@ -71,10 +73,16 @@ impl Store {
     /// Promises space for `bytes` more bytes of content, or says [`Error::NoSpace`].
     pub fn reserve(&self, bytes: u64) -> Result<Reservation> {
         let mut balance = lock(&self.space.0);
-        let (_, free, reserve) = self.measure(&balance);
-        if balance.promised + bytes > free.saturating_sub(reserve) {
-            return Err(Error::NoSpace);
+        if bytes > balance.headroom {
+            let (_, free, reserve) = self.measure(&balance);
+            let available = free.saturating_sub(reserve).saturating_sub(balance.promised);
+            if bytes > available {
+                return Err(Error::NoSpace);
+            }
+            // A part only: what is committed meanwhile may take more than it was promised, as parity and padding do.
+            balance.headroom = if self.devices.is_some() { (available / 4).max(bytes) } else { bytes };
         }
+        balance.headroom -= bytes;
         balance.promised += bytes;
         Ok(Reservation { bytes })
     }

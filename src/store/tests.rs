@@ -294,3 +294,73 @@ fn a_device_that_fails_a_write_is_replaced_in_that_stripe() {
         assert!(out == rig.model[&Ino(ino)]);
     }
 }
+
+impl Rig {
+    fn stripes(&self) -> usize {
+        self.store.stripes_with(None, usize::MAX, |_| true).unwrap().0.len()
+    }
+
+    fn tidy(&self) {
+        while self.store.tidy_step(true).unwrap() {}
+        self.store.durable_point().unwrap();
+    }
+}
+
+#[test]
+fn what_is_left_of_sparse_stripes_moves_together() {
+    let mut prng = Prng::new(12);
+    let mut rig = Rig::new(6, 4, 2);
+    let writes: Vec<ContentWrite> = (0..200)
+        .map(|at| {
+            let bytes = noise(&mut prng, 4096);
+            rig.model.insert(Ino(2 + at), bytes.clone());
+            ContentWrite { ino: Ino(2 + at), offset: 0, bytes: SharedBytes::new(bytes) }
+        })
+        .collect();
+    rig.store.commit(&writes, Inline::Small, |_, _| Ok(())).unwrap();
+    let before = rig.stripes();
+    assert!(before >= 3 && before <= 5, "{before} stripes for 200 small files");
+    for ino in (2..202).filter(|ino| ino % 4 != 0) {
+        rig.store.transact(|tx, ledger| rig.store.punch(tx, Ino(ino), 0..u64::MAX, ledger)).unwrap();
+        rig.model.remove(&Ino(ino));
+    }
+    assert_eq!(rig.stripes(), before);
+    rig.tidy();
+    assert_eq!(rig.stripes(), 1, "50 files of 4 KiB need one stripe");
+    rig.check();
+    rig.check_rows();
+}
+
+#[test]
+fn inline_content_of_synchronous_commits_moves_into_stripes() {
+    let mut prng = Prng::new(13);
+    let mut rig = Rig::new(6, 4, 2);
+    for ino in 2..12 {
+        let bytes = noise(&mut prng, 9000);
+        let write = ContentWrite { ino: Ino(ino), offset: 0, bytes: SharedBytes::new(bytes.clone()) };
+        rig.store.commit(&[write], Inline::Synchronous, |_, _| Ok(())).unwrap();
+        rig.model.insert(Ino(ino), bytes);
+    }
+    assert_eq!(rig.stripes(), 0);
+    // One that changes after it was noted must not be moved back to what it was.
+    rig.write(5, 0, noise(&mut prng, 20_000)).unwrap();
+    rig.tidy();
+    assert_eq!(rig.stripes(), 2);
+    rig.check();
+    rig.check_rows();
+}
+
+#[test]
+fn a_device_is_emptied_without_losing_redundancy() {
+    let mut prng = Prng::new(14);
+    let mut rig = Rig::new(7, 4, 2);
+    for ino in 2..10 {
+        rig.write(ino, 0, noise(&mut prng, 150_000)).unwrap();
+    }
+    rig.store.evacuate(DeviceId(3), &mut |_| true).unwrap();
+    let on_it = |row: &crate::format::rows::StripeRow| row.placements.iter().any(|p| p.device == DeviceId(3));
+    assert!(rig.store.stripes_with(None, 1, on_it).unwrap().0.is_empty());
+    rig.check_rows();
+    lock(&rig.pool.gone).extend([DeviceId(3), DeviceId(0), DeviceId(6)]);
+    rig.check();
+}

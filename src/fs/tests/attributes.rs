@@ -67,7 +67,7 @@ fn truncating_changes_size_content_and_times() {
     rig.mutate(|change| {
         let slot = change.load(file)?;
         let row = ExtentRow { length: 1000, birth: change.tx.id(), body: ExtentBody::Inline(vec![7; 1000]) };
-        extents::insert(change.tx, file, 0, &row, true, change.ledger)?;
+        extents::insert(change.tx, file, 0, &row, change.ledger)?;
         let row = change.row_mut(slot);
         (row.size, row.content) = (1000, 1000);
         Ok(())

@@ -89,7 +89,7 @@ fn one_damaged_orphan_does_not_keep_the_others() {
         let run = crate::format::rows::Run::plain(crate::base::StripeId(99), 0, 4096);
         let body = crate::format::rows::ExtentBody::Run(run);
         let row = crate::format::rows::ExtentRow { length: 4096, birth: change.tx.id(), body };
-        crate::store::extents::insert(change.tx, inodes[1], 0, &row, false, change.ledger)?;
+        crate::store::extents::insert(change.tx, inodes[1], 0, &row, change.ledger)?;
         let row = change.row_mut(slot);
         (row.size, row.content) = (4096, 4096);
         Ok(())
