@@ -23,11 +23,11 @@ struct Gate {
 }
 
 impl Gate {
-    /// Stops every read of any file.
-    fn hook(self: &Arc<Gate>) -> Option<Hook> {
+    /// Stops every read, or every write, of any file.
+    fn hook(self: &Arc<Gate>, stopped: &'static str) -> Option<Hook> {
         let gate = Arc::clone(self);
         Some(Box::new(move |what, _| {
-            if what == "read" {
+            if what == stopped {
                 let mut state = gate.state.lock().expect("not poisoned");
                 state.0 += 1;
                 gate.changed.notify_all();
@@ -61,7 +61,7 @@ impl Gate {
 fn sixty_four_stalled_requests_stop_nobody_else() {
     let gate = Arc::new(Gate::default());
     mounted_with(
-        gate.hook(),
+        gate.hook("read"),
         |_| {},
         |m| {
             fs::write(m.path("stalled"), vec![1; 65 * 4096]).expect("write");
@@ -84,6 +84,56 @@ fn sixty_four_stalled_requests_stop_nobody_else() {
                 assert_eq!(m.root.read_dir().expect("listings, too").count(), 2);
                 gate.open();
             });
+        },
+    );
+}
+
+/// Resident memory of this process, in MiB.
+fn resident_mib() -> u64 {
+    let text = fs::read_to_string("/proc/self/statm").expect("statm");
+    text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("a number") / 256
+}
+
+#[test]
+fn memory_of_a_burst_is_given_back() {
+    let gate = Arc::new(Gate::default());
+    mounted_with(
+        gate.hook("write"),
+        |_| {},
+        |m| {
+            let before = resident_mib();
+            let files: Vec<File> = (0..64)
+                .map(|number| {
+                    let mut options = File::options();
+                    options.write(true).create(true).truncate(true).custom_flags(libc::O_DIRECT);
+                    options.open(m.path(format!("file {number}"))).expect("create")
+                })
+                .collect();
+            let mut memory = vec![1u8; (1 << 20) + 4096];
+            let start = memory.as_ptr().align_offset(4096);
+            let data = &memory[start..start + (1 << 20)];
+            std::thread::scope(|scope| {
+                for file in &files {
+                    scope.spawn(move || file.write_at(data, 0).expect("in the end"));
+                }
+                gate.wait_for(64);
+                assert!(resident_mib() >= before + 40, "each of the stalled requests holds its data");
+                gate.open();
+            });
+            // What was written is kept in memory as well here.
+            drop(files);
+            for number in 0..64 {
+                fs::remove_file(m.path(format!("file {number}"))).expect("unlink");
+            }
+            memory = Vec::new();
+            drop(memory);
+            for _ in 0..600 {
+                if resident_mib() < before + 30 {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            panic!("{} MiB were resident before, {} MiB are a minute later", before, resident_mib());
         },
     );
 }
@@ -209,7 +259,7 @@ fn abort_one(root: &Path, through_control_file: bool) {
         }
     }
     let gate = Arc::new(Gate::default());
-    let fs = MemFs::new(true, gate.hook());
+    let fs = MemFs::new(true, gate.hook("read"));
     let ended = serve(root, &fs, &MountOptions::new("p"), |m| {
         fs::write(m.path("file"), vec![1; 4096]).expect("write");
         std::thread::scope(|scope| {
