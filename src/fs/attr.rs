@@ -103,7 +103,17 @@ impl Fs {
         if changes.size.is_some_and(|size| size > FILE_SIZE_MAX) {
             return Err(Error::FileTooLarge);
         }
-        self.mutate(|change| {
+        let state = self.inodes.state(ino);
+        let reshape = match changes.size {
+            Some(size) => {
+                check_allowed(&self.regular(&state)?, changes)?;
+                let mut reshape = self.reshape(&state);
+                reshape.pause(0..size)?;
+                Some((reshape, size))
+            }
+            None => None,
+        };
+        let attr = self.mutate(|change| {
             let slot = change.load(ino)?;
             check_allowed(change.row(slot), changes)?;
             let now = change.now();
@@ -144,7 +154,11 @@ impl Fs {
             };
             change.journal(caller.uid, operation)?;
             Ok(self.attr(ino, &change.shown(slot)))
-        })
+        })?;
+        if let Some((reshape, size)) = reshape {
+            reshape.drop_dirty(size..u64::MAX);
+        }
+        Ok(attr)
     }
 
     /// The `FLAG_IMMUTABLE` and `FLAG_APPEND` bits.

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::handle::InodeState;
+use super::handle::{InodeState, Pending};
 use super::{Fs, INO_END, lock};
 use crate::base::file::Entry;
 use crate::base::{Error, Ino, Result, Timestamp, TxnId};
@@ -46,6 +46,19 @@ pub struct Touched {
     linkable: bool,
     /// Whether the row's times were set outright, so that pending ones are void.
     times_set: bool,
+    /// Whether the size was set outright.
+    size_set: bool,
+}
+
+impl Touched {
+    /// Takes out what the change has made void.
+    fn void(&self, pending: &mut Pending) {
+        pending.size = pending.size.filter(|size| !self.size_set && *size > self.row.size);
+        if self.times_set {
+            pending.mtime = None;
+            pending.ctime = None;
+        }
+    }
 }
 
 /// A mutation in the making.
@@ -137,7 +150,15 @@ impl Change<'_, '_> {
             None => self.tx.get::<Inodes>(&ino)?,
         };
         Ok(row.map(|row| {
-            self.touch(Touched { state, row, fate: Fate::Unchanged, references: 0, linkable, times_set: false })
+            self.touch(Touched {
+                state,
+                row,
+                fate: Fate::Unchanged,
+                references: 0,
+                linkable,
+                times_set: false,
+                size_set: false,
+            })
         }))
     }
 
@@ -155,13 +176,25 @@ impl Change<'_, '_> {
         self.numbers.next_ino += 1;
         self.numbers.inodes += 1;
         let state = self.fs.inodes.state(ino);
-        Ok(self.touch(Touched { state, row, fate: Fate::Changed, references: 0, linkable: false, times_set: false }))
+        Ok(self.touch(Touched {
+            state,
+            row,
+            fate: Fate::Changed,
+            references: 0,
+            linkable: false,
+            times_set: false,
+            size_set: false,
+        }))
     }
 
     /// Removes the inode's row.
     pub fn delete(&mut self, slot: Slot) {
         self.touched[slot.0].fate = Fate::Deleted;
         self.numbers.inodes = self.numbers.inodes.saturating_sub(1);
+    }
+
+    pub fn state(&self, slot: Slot) -> &Arc<InodeState> {
+        &self.touched[slot.0].state
     }
 
     pub fn ino(&self, slot: Slot) -> Ino {
@@ -194,6 +227,12 @@ impl Change<'_, '_> {
         self.touched[slot.0].times_set = true;
     }
 
+    /// Sets the size of a file whose content is paused: no content that is not committed lies below it.
+    pub fn set_size(&mut self, slot: Slot, size: u64) {
+        self.row_mut(slot).size = size;
+        self.touched[slot.0].size_set = true;
+    }
+
     /// Hands out a reference to the inode with the answer.
     pub fn refer(&mut self, slot: Slot) -> Entry {
         self.touched[slot.0].references += 1;
@@ -204,12 +243,10 @@ impl Change<'_, '_> {
     pub fn shown(&self, slot: Slot) -> InodeRow {
         let touched = &self.touched[slot.0];
         let mut row = touched.row.clone();
-        let pending = touched.state.live().pending;
-        row.size = pending.size.unwrap_or(row.size);
-        if !touched.times_set {
-            row.mtime = pending.mtime.unwrap_or(row.mtime);
-            row.ctime = pending.ctime.map_or(row.ctime, |ctime| ctime.max(row.ctime));
-        }
+        let mut pending = touched.state.live().pending;
+        pending.atime = None;
+        touched.void(&mut pending);
+        pending.show(&mut row);
         row
     }
 
@@ -304,11 +341,7 @@ fn publish(fs: &Fs, touched: &mut Touched) {
     }
     live.linkable = touched.linkable && touched.row.nlink == 0;
     live.pending.atime = None;
-    if touched.times_set {
-        live.pending.mtime = None;
-        live.pending.ctime = None;
-    }
-    live.gone = touched.fate == Fate::Deleted;
+    touched.void(&mut live.pending);
     live.row = (touched.fate != Fate::Deleted).then(|| touched.row.clone());
     if touched.references > 0 {
         fs.inodes.refer(ino, touched.references);

@@ -17,8 +17,9 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
+use super::content::Content;
 use super::lock;
 use crate::base::rng::mix64;
 use crate::base::{Ino, Timestamp};
@@ -53,6 +54,8 @@ pub type InoSet = HashSet<Ino, BuildHasherDefault<InoHasher>>;
 pub struct InodeState {
     pub ino: Ino,
     live: Mutex<Live>,
+    /// Made when first needed: only regular files have it.
+    content: OnceLock<Box<Content>>,
     /// Touched since the eviction hand last passed.
     used: AtomicBool,
 }
@@ -61,6 +64,21 @@ impl InodeState {
     /// Locks what is known about the inode.
     pub fn live(&self) -> MutexGuard<'_, Live> {
         lock(&self.live)
+    }
+
+    /// The content held in memory.
+    pub fn content(&self) -> &Content {
+        self.content.get_or_init(Box::default)
+    }
+
+    /// Whether all content is committed.
+    pub fn is_clean(&self) -> bool {
+        self.content_if_any().is_none_or(|content| content.state().is_clean())
+    }
+
+    /// The content held in memory, if there ever was any.
+    pub fn content_if_any(&self) -> Option<&Content> {
+        self.content.get().map(Box::as_ref)
     }
 }
 
@@ -81,20 +99,30 @@ pub struct Live {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Pending {
     pub size: Option<u64>,
+    /// Bytes of content held in memory.
+    pub content: u64,
     pub atime: Option<Timestamp>,
     pub mtime: Option<Timestamp>,
     pub ctime: Option<Timestamp>,
+}
+
+impl Pending {
+    /// Makes a committed row look as it does to the asker.
+    pub fn show(&self, row: &mut InodeRow) {
+        row.size = self.size.unwrap_or(row.size);
+        // Some of it may replace what is committed: no more is shown than the file could take.
+        row.content = row.content.max((row.content + self.content).min(row.size));
+        row.atime = self.atime.unwrap_or(row.atime);
+        row.mtime = self.mtime.unwrap_or(row.mtime);
+        row.ctime = self.ctime.map_or(row.ctime, |ctime| ctime.max(row.ctime));
+    }
 }
 
 impl Live {
     /// The row as it looks to the asker.
     pub fn shown(&self) -> Option<InodeRow> {
         let mut row = self.row.clone()?;
-        let Pending { size, atime, mtime, ctime } = self.pending;
-        row.size = size.unwrap_or(row.size);
-        row.atime = atime.unwrap_or(row.atime);
-        row.mtime = mtime.unwrap_or(row.mtime);
-        row.ctime = ctime.map_or(row.ctime, |ctime| ctime.max(row.ctime));
+        self.pending.show(&mut row);
         Some(row)
     }
 }
@@ -145,7 +173,12 @@ impl Inodes {
             state.used.store(true, Ordering::Relaxed);
             return state.clone();
         }
-        let state = Arc::new(InodeState { ino, live: Mutex::default(), used: AtomicBool::new(false) });
+        let state = Arc::new(InodeState {
+            ino,
+            live: Mutex::default(),
+            content: OnceLock::new(),
+            used: AtomicBool::new(false),
+        });
         shard.make_room(self.states_per_shard);
         shard.states.insert(ino, state.clone());
         shard.hand.push_back(ino);

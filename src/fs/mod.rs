@@ -10,14 +10,24 @@
 
 mod acl;
 mod attr;
+pub mod background;
 mod change;
+mod content;
+mod copy;
 mod dentry;
+mod departure;
+mod fallocate;
 pub mod handle;
 mod namespace;
 mod orphan;
+mod overlay;
+mod read;
 mod readdir;
 mod rename;
+mod seek;
 mod truncate;
+mod write;
+pub mod writeback;
 mod xattr;
 
 #[cfg(test)]
@@ -52,11 +62,19 @@ const INO_END: u64 = 1 << INO_BITS;
 const BYTES_PER_FILE: u64 = 1024;
 
 /// How an open filesystem behaves.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
     pub access_time: AccessTime,
     /// Nothing may change.
     pub read_only: bool,
+    /// Content held at most before it is committed, in bytes.
+    pub memory: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { access_time: AccessTime::default(), read_only: false, memory: writeback::MEMORY }
+    }
 }
 
 /// Who owns the root directory of a new filesystem, and its permission bits.
@@ -82,6 +100,7 @@ pub struct Fs {
     numbers: Mutex<Numbers>,
     orphans: orphan::Queue,
     lazy_times: attr::LazyTimes,
+    writeback: writeback::Writeback,
     /// Upper bits of the live view's node ids.
     epoch: u64,
 }
@@ -109,6 +128,7 @@ impl Fs {
         let key = key
             .and_then(|key| <[u8; 32]>::try_from(key).ok())
             .ok_or_else(|| Error::corrupt("the pool holds no filesystem: the key of its names is missing; run fsck"))?;
+        let writeback = writeback::Writeback::new(&store, options.memory);
         Ok(Fs {
             store,
             options,
@@ -117,6 +137,7 @@ impl Fs {
             numbers: Mutex::new(numbers),
             orphans: orphan::Queue::after_mount(),
             lazy_times: attr::LazyTimes::default(),
+            writeback,
             epoch: epoch << INO_BITS,
         })
     }
@@ -179,16 +200,27 @@ impl Fs {
         }
     }
 
-    /// Makes a file or directory durable, and everything that was acknowledged about names and attributes before.
+    /// Makes a file or directory durable, and everything that was acknowledged about names and attributes before. Does
+    /// not wait for the content of other files.
     pub fn fsync(&self, node: Ino, _datasync: bool) -> Result<()> {
-        self.inner(node)?;
+        let ino = self.inner(node)?;
+        if self.options.read_only {
+            return Ok(());
+        }
+        self.flush_content(&self.inodes.state(ino))?;
         self.store.durable_point()
     }
 
     /// Makes everything durable.
     pub fn syncfs(&self) -> Result<()> {
+        if self.options.read_only {
+            return Ok(());
+        }
+        let flushed = self.flush_all(true);
+        // What could be committed is made durable in any case.
         self.flush_times()?;
-        self.store.durable_point()
+        self.store.durable_point()?;
+        flushed
     }
 
     /// Space and inodes.

@@ -34,6 +34,8 @@ pub struct Queue {
 #[derive(Default)]
 struct Ready {
     inodes: VecDeque<Ino>,
+    /// Somebody wants the one who waits to look up.
+    interrupted: bool,
     /// Where the search for orphans of an earlier life goes on; `None` when it is finished.
     search: Option<Ino>,
 }
@@ -41,7 +43,7 @@ struct Ready {
 impl Queue {
     /// A queue that begins with the orphans an earlier life left behind.
     pub fn after_mount() -> Queue {
-        Queue { ready: Mutex::new(Ready { inodes: VecDeque::new(), search: Some(Ino(0)) }), wake: Condvar::new() }
+        Queue { ready: Mutex::new(Ready { search: Some(Ino(0)), ..Ready::default() }), wake: Condvar::new() }
     }
 
     /// Adds an inode that has neither names nor references.
@@ -78,11 +80,18 @@ impl Fs {
 
     /// Waits until [`Fs::reclaim_step`] has something to do, at most `timeout`; says whether it has.
     pub fn wait_for_orphans(&self, timeout: Duration) -> bool {
-        let idle = |ready: &mut Ready| ready.inodes.is_empty() && ready.search.is_none();
+        let idle = |ready: &mut Ready| ready.inodes.is_empty() && ready.search.is_none() && !ready.interrupted;
         let ready = lock(&self.orphans.ready);
         let waited = self.orphans.wake.wait_timeout_while(ready, timeout, idle);
         let (mut ready, _) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+        ready.interrupted = false;
         !idle(&mut ready)
+    }
+
+    /// Ends a wait in [`Fs::wait_for_orphans`].
+    pub(super) fn interrupt(&self) {
+        lock(&self.orphans.ready).interrupted = true;
+        self.orphans.wake.notify_all();
     }
 
     /// Queues the next orphans of an earlier life.
@@ -102,6 +111,13 @@ impl Fs {
 
     /// Deletes the inodes. One that cannot be deleted does not keep the others: it stays in `orphans` for fsck.
     fn reclaim_batch(&self, batch: &[Ino]) -> Result<()> {
+        for ino in batch.iter().filter(|ino| !self.inodes.is_referenced(**ino)) {
+            let state = self.inodes.state(*ino);
+            let nameless = state.live().row.as_ref().is_some_and(|row| row.nlink == 0);
+            if nameless {
+                self.discard_content(&state);
+            }
+        }
         let again = self.mutate(|change| self.delete_inodes(change, batch));
         let again = match again {
             Err(_) if batch.len() > 1 => {

@@ -1,7 +1,10 @@
 //! Moving names: over files, over empty directories, and in exchange.
 
+use std::sync::Arc;
+
 use super::change::{Change, Slot};
 use super::dentry::{self, Found, Place};
+use super::handle::InodeState;
 use super::namespace::LINK_MAX;
 use super::{Fs, attr};
 use crate::base::file::{Caller, RenameMode};
@@ -38,6 +41,31 @@ impl Fs {
         dentry::check_name(name)?;
         dentry::check_name(new_name)?;
         let (parent, new_parent) = (self.inner(parent)?, self.inner(new_parent)?);
+        // Content of what replaces something is committed first, outside of the transaction: found out within it.
+        let mut flushed = Vec::new();
+        loop {
+            let mut unclean = None;
+            match self.rename_flushed(caller, (parent, name), (new_parent, new_name), mode, &flushed, &mut unclean) {
+                Err(_) if let Some(state) = unclean => {
+                    self.flush_content(&state)?;
+                    flushed.push(state.ino);
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// The rename, unless content of a file that replaces another is not committed and the file is not in `flushed`:
+    /// then nothing happens and `unclean` is set.
+    fn rename_flushed(
+        &self,
+        caller: &Caller,
+        (parent, name): (Ino, &[u8]),
+        (new_parent, new_name): (Ino, &[u8]),
+        mode: RenameMode,
+        flushed: &[Ino],
+        unclean: &mut Option<Arc<InodeState>>,
+    ) -> Result<()> {
         self.mutate(|change| {
             let from = self.end(change, parent, name)?;
             let to = self.end(change, new_parent, new_name)?;
@@ -49,6 +77,14 @@ impl Fs {
                 // Two names of one file: nothing happens, by POSIX.
                 (_, Some(target)) if target.found.ino == source.found.ino => return Ok(()),
                 _ => {}
+            }
+            if let Some(target) = &target {
+                let moved = if mode == RenameMode::Exchange { &[source.slot, target.slot][..] } else { &[source.slot] };
+                let mut moved = moved.iter().map(|slot| change.state(*slot));
+                *unclean = moved.find(|state| !state.is_clean() && !flushed.contains(&state.ino)).cloned();
+                if unclean.is_some() {
+                    return Err(Error::Busy("its content is not committed".into()));
+                }
             }
             attr::check_changeable(change.row(source.slot), false)?;
             attr::check_changeable(change.row(from.directory), false)?;

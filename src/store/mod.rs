@@ -25,6 +25,8 @@ use crate::pool::Pool;
 
 pub use commit::{ContentWrite, Inline, SharedBytes};
 pub use extents::Ledger;
+pub use pack::INLINE_SYNCHRONOUS;
+pub use read::Mapping;
 pub use space::{Reservation, Space};
 
 #[cfg(test)]

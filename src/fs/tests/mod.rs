@@ -1,6 +1,9 @@
 //! Tests of the filesystem without devices and without a transport.
 
 mod attributes;
+mod content;
+mod content_model;
+mod content_threads;
 mod listing;
 mod names;
 mod orphans;
