@@ -7,8 +7,8 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
@@ -83,7 +83,7 @@ impl Session {
 
     /// Tells the kernel what changed behind its back.
     pub fn notifier(&self) -> Notifier {
-        Notifier { device: Arc::clone(&self.device) }
+        Notifier { device: Arc::downgrade(&self.device) }
     }
 
     /// Unmounts; [`Session::run`] returns when the last request is served. [`Error::Busy`] while files are open, unless
@@ -148,7 +148,8 @@ fn greet(device: &OwnedFd, writeback: bool, report: &Report) -> Result<Agreement
 /// has answered.
 #[derive(Clone)]
 pub struct Notifier {
-    device: Arc<OwnedFd>,
+    /// Does not keep the connection of a dropped session open.
+    device: Weak<OwnedFd>,
 }
 
 impl Notifier {
@@ -170,11 +171,12 @@ impl Notifier {
     }
 
     fn send(&self, code: i32, body: &[&[u8]]) -> Result<()> {
+        let Some(device) = self.device.upgrade() else { return Ok(()) };
         let len = size_of::<abi::OutHeader>() + body.iter().map(|part| part.len()).sum::<usize>();
         let header = abi::OutHeader { len: len as u32, error: code, unique: 0 };
         let mut parts = vec![IoSlice::new(header.as_bytes())];
         parts.extend(body.iter().map(|part| IoSlice::new(part)));
-        match rustix::io::writev(&*self.device, &parts) {
+        match rustix::io::writev(&*device, &parts) {
             // ENOENT, and ENOTDIR for a parent: not cached.
             Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
             // No mount is left that could have cached anything.

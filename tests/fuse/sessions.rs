@@ -221,8 +221,10 @@ fn a_dead_mount_point_is_replaced() {
         in_directory(|root| {
             for _ in 0..2 {
                 let abandoned = Session::mount(root, &MountOptions::new("dead"), Report::stderr()).expect("mount");
+                let notifier = abandoned.notifier();
                 drop(abandoned);
                 assert_eq!(errno(fs::read_dir(root)), libc::ENOTCONN, "the daemon is gone, the mount is not");
+                notifier.inval_inode(Ino::ROOT, false).expect("nobody is left to be told");
             }
             let fs = MemFs::new(true, None);
             serve(root, &fs, &MountOptions::new("alive"), |m| {
