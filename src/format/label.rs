@@ -380,8 +380,9 @@ impl Label {
         let name_len = usize::from(header[AT_NAME]);
         let name = header.get(AT_NAME + 1..AT_NAME + 1 + name_len.min(MAX_POOL_NAME)).unwrap_or_default();
         let name = String::from_utf8_lossy(name).into_owned();
+        let printable = || name.chars().filter(|c| !c.is_control()).collect();
         if version > FORMAT_VERSION || incompat & !KNOWN_INCOMPAT != 0 {
-            return Err(LabelFault::Newer { version, incompat, pool: name });
+            return Err(LabelFault::Newer { version, incompat, pool: printable() });
         }
         if version != FORMAT_VERSION || name.len() != name_len {
             return Err(damaged("its header is impossible"));
@@ -425,6 +426,13 @@ impl Label {
         }
         if geometry.k == 0 || geometry.shard_blocks == 0 || geometry.shard_blocks > super::rows::MAX_SHARD_BLOCKS {
             return Err("its geometry is impossible");
+        }
+        if pool.name.chars().any(char::is_control) {
+            return Err("its pool name has control characters");
+        }
+        // Far beyond what can be counted to, and far from overflow.
+        if pool.sequence >> 62 != 0 || pool.epoch.number >> 62 != 0 {
+            return Err("one of its counters is impossible");
         }
         if pool.epoch.ancestors.len() > MAX_ANCESTORS || pool.archives.len() > 2 {
             return Err("one of its lists is too long");

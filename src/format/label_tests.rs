@@ -184,6 +184,9 @@ fn impossible_values_are_refused() {
     refused(|label| label.pool.settings.geometry.k = 0);
     refused(|label| label.pool.settings.geometry.shard_blocks = 1 << 30);
     refused(|label| label.pool.settings.block_size = 512);
+    refused(|label| label.pool.sequence = u64::MAX);
+    refused(|label| label.pool.epoch.number = u64::MAX);
+    refused(|label| label.pool.name = "\u{1b}[2J".to_owned());
 }
 
 #[test]

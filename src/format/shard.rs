@@ -1,7 +1,14 @@
-//! The header block in front of every shard: enough to tell, without any metadata, which stripe the shard belongs to
-//! and which files its payload is part of.
+//! The header block in front of every shard: enough to tell, without any metadata, which stripe the shard belongs to,
+//! whether any shard of that stripe is intact, and which files its payload is part of.
+//!
+//! A block holds fixed fields, the checksums of the whole stripe (as in its row), and a manifest of the units in the
+//! payload. When not all units fit, the header of each shard starts its manifest at another unit, so that together the
+//! shards name as many as they can.
+//!
+//! Invariant: decoding takes any bytes at all and allocates no more than a few times the block's size.
 
 use super::record::{Field, Fields};
+use super::rows::StripeRow;
 use crate::base::{BLOCK_SIZE, Error, Incarnation, Ino, Result, StripeId, TxnId, Uuid};
 
 const MAGIC: [u8; 8] = *b"ARGSHARD";
@@ -12,6 +19,14 @@ const FLAG_SEALED: u16 = 1;
 const FLAG_TRUNCATED: u16 = 2;
 /// Longest name hint kept.
 const HINT_MAX: usize = 64;
+/// Most checksums a header has room for; rows are made so that they stay below.
+pub const MAX_SUMS: usize = 512;
+/// Kind of a unit that is stored as it is. Others follow with compression and encryption.
+const UNIT_PLAIN: u64 = 0;
+
+const BLOCK: usize = BLOCK_SIZE as usize;
+/// Where the checksum of the block lies.
+const AT_CRC: usize = BLOCK - 4;
 
 /// Which shard of which stripe this is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,8 +46,9 @@ pub struct ShardHeader {
     pub txn: TxnId,
     /// Used bytes of the whole stripe's payload.
     pub payload_bytes: u32,
-    /// BLAKE3 of all granule checksums of the stripe, in the order of its row.
-    pub sums_digest: [u8; 32],
+    /// Granule checksums of all shards, as in [`StripeRow::sums`]; none when there are more than [`MAX_SUMS`].
+    pub sums: Vec<u32>,
+    /// Whether the units are unreadable without the pool's key.
     pub sealed: bool,
     /// Whether `units` lacks some.
     pub truncated: bool,
@@ -53,9 +69,17 @@ pub struct Unit {
 }
 
 impl ShardHeader {
+    /// Whether this is the header of shard `index` of the stripe with that row.
+    pub fn belongs_to(&self, id: StripeId, row: &StripeRow, index: u8) -> bool {
+        self.stripe == id
+            && self.incarnation == row.incarnation
+            && self.index == index
+            && (self.k, self.m, self.shard_blocks) == (row.k, row.m, row.shard_blocks)
+    }
+
     /// The block as stored. Units that do not fit are left out, which the block says.
-    pub fn encode(&self) -> [u8; BLOCK_SIZE as usize] {
-        let mut out = Vec::with_capacity(BLOCK_SIZE as usize);
+    pub fn encode(&self) -> [u8; BLOCK] {
+        let mut out = Vec::with_capacity(BLOCK);
         out.extend_from_slice(&MAGIC);
         VERSION.put(&mut out);
         let flags_at = out.len();
@@ -70,40 +94,52 @@ impl ShardHeader {
         self.shard_blocks.put(&mut out);
         self.txn.put(&mut out);
         self.payload_bytes.put(&mut out);
-        self.sums_digest.put(&mut out);
+        let sums: &[u32] = if self.sums.len() <= MAX_SUMS { &self.sums } else { &[] };
+        (sums.len() as u16).put(&mut out);
+        sums.iter().for_each(|sum| sum.put(&mut out));
+
         let count_at = out.len();
         0u16.put(&mut out);
         let mut count = 0u16;
-        for unit in &self.units {
-            let name = &unit.name[..unit.name.len().min(HINT_MAX)];
-            if out.len() + 33 + name.len() > BLOCK_SIZE as usize - 4 {
+        let mut before = Before::default();
+        for unit in self.rotated() {
+            let mark = out.len();
+            before.put(unit, &mut out);
+            if out.len() > AT_CRC {
+                out.truncate(mark);
                 break;
             }
-            unit.ino.put(&mut out);
-            unit.offset.put(&mut out);
-            unit.length.put(&mut out);
-            unit.start.put(&mut out);
-            unit.parent.put(&mut out);
-            (name.len() as u8).put(&mut out);
-            out.extend_from_slice(name);
             count += 1;
         }
         let truncated = self.truncated || usize::from(count) < self.units.len();
         let flags = if self.sealed { FLAG_SEALED } else { 0 } | if truncated { FLAG_TRUNCATED } else { 0 };
         out[flags_at..flags_at + 2].copy_from_slice(&flags.to_le_bytes());
         out[count_at..count_at + 2].copy_from_slice(&count.to_le_bytes());
-        let mut block = [0; BLOCK_SIZE as usize];
-        block[..out.len()].copy_from_slice(&out);
-        let sum = crc32c::crc32c(&block[..BLOCK_SIZE as usize - 4]);
-        block[BLOCK_SIZE as usize - 4..].copy_from_slice(&sum.to_le_bytes());
+        out.resize(AT_CRC, 0);
+        let sum = crc32c::crc32c(&out);
+        let mut block = [0; BLOCK];
+        block[..AT_CRC].copy_from_slice(&out);
+        block[AT_CRC..].copy_from_slice(&sum.to_le_bytes());
         block
+    }
+
+    /// The units in the order in which this shard stores them: all shards begin elsewhere, unless all of it fits.
+    fn rotated(&self) -> impl Iterator<Item = &Unit> {
+        // What room there is at least: fixed fields and checksums taken off, names and numbers at their longest.
+        let certain = (AT_CRC - 100 - 4 * self.sums.len().min(MAX_SUMS)) / (HINT_MAX + 44);
+        let shards = (usize::from(self.k) + usize::from(self.m)).max(1);
+        let first = match self.units.len() {
+            few if few <= certain || self.truncated => 0,
+            many => many * usize::from(self.index) / shards % many,
+        };
+        self.units[first..].iter().chain(&self.units[..first])
     }
 
     /// Reads a block. Any bytes at all may come in.
     pub fn decode(block: &[u8]) -> Result<ShardHeader> {
         let bad = |what: &str| Error::corrupt(format!("a shard header {what}"));
         let Some((body, sum)) = block.split_last_chunk::<4>() else { return Err(bad("is cut short")) };
-        if block.len() != BLOCK_SIZE as usize || crc32c::crc32c(body) != u32::from_le_bytes(*sum) {
+        if block.len() != BLOCK || crc32c::crc32c(body) != u32::from_le_bytes(*sum) {
             return Err(bad("does not match its checksum"));
         }
         let mut from = Fields(body);
@@ -126,28 +162,103 @@ impl ShardHeader {
             shard_blocks: Field::take(&mut from)?,
             txn: Field::take(&mut from)?,
             payload_bytes: Field::take(&mut from)?,
-            sums_digest: Field::take(&mut from)?,
+            sums: Vec::new(),
             sealed: flags & FLAG_SEALED != 0,
             truncated: flags & FLAG_TRUNCATED != 0,
             units: Vec::new(),
         };
         for _ in 0..u16::take(&mut from)? {
-            let mut unit = Unit {
-                ino: Field::take(&mut from)?,
-                offset: Field::take(&mut from)?,
-                length: Field::take(&mut from)?,
-                start: Field::take(&mut from)?,
-                parent: Field::take(&mut from)?,
-                name: Vec::new(),
-            };
-            let length = usize::from(u8::take(&mut from)?);
-            let (name, rest) = from.0.split_at_checked(length).ok_or_else(|| bad("has a name beyond its end"))?;
-            unit.name = name.to_vec();
-            from.0 = rest;
-            header.units.push(unit);
+            header.sums.push(Field::take(&mut from)?);
+        }
+        let mut before = Before::default();
+        for _ in 0..u16::take(&mut from)? {
+            match before.take(&mut from)? {
+                Some(unit) => header.units.push(unit),
+                // A unit of a newer kind: it and what follows cannot be read here.
+                None => {
+                    header.truncated = true;
+                    break;
+                }
+            }
         }
         Ok(header)
     }
+}
+
+/// The unit before: units follow each other closely, so that differences are short.
+#[derive(Default)]
+struct Before {
+    ino: u64,
+    end: u32,
+    parent: u64,
+}
+
+impl Before {
+    fn put(&mut self, unit: &Unit, out: &mut Vec<u8>) {
+        let name = &unit.name[..unit.name.len().min(HINT_MAX)];
+        put_number(out, UNIT_PLAIN);
+        put_number(out, zigzag(unit.ino.0.wrapping_sub(self.ino)));
+        put_number(out, unit.offset);
+        put_number(out, unit.length.into());
+        put_number(out, zigzag(u64::from(unit.start).wrapping_sub(self.end.into())));
+        put_number(out, zigzag(unit.parent.0.wrapping_sub(self.parent)));
+        put_number(out, name.len() as u64);
+        out.extend_from_slice(name);
+        *self = Before { ino: unit.ino.0, end: unit.start.wrapping_add(unit.length), parent: unit.parent.0 };
+    }
+
+    /// The next unit; `None` when its kind is unknown.
+    fn take(&mut self, from: &mut Fields<'_>) -> Result<Option<Unit>> {
+        let bad = || Error::corrupt("a unit of a shard header is impossible");
+        if take_number(from)? != UNIT_PLAIN {
+            return Ok(None);
+        }
+        let ino = self.ino.wrapping_add(unzigzag(take_number(from)?));
+        let offset = take_number(from)?;
+        let length = u32::try_from(take_number(from)?).map_err(|_| bad())?;
+        let start = u64::from(self.end).wrapping_add(unzigzag(take_number(from)?));
+        let start = u32::try_from(start).map_err(|_| bad())?;
+        let parent = self.parent.wrapping_add(unzigzag(take_number(from)?));
+        let name = usize::try_from(take_number(from)?).ok().and_then(|length| from.0.split_at_checked(length));
+        let (name, rest) = name.ok_or_else(bad)?;
+        from.0 = rest;
+        *self = Before { ino, end: start.wrapping_add(length), parent };
+        Ok(Some(Unit { ino: Ino(ino), offset, length, start, parent: Ino(parent), name: name.to_vec() }))
+    }
+}
+
+/// Small differences of either sign as small numbers.
+fn zigzag(difference: u64) -> u64 {
+    (difference << 1) ^ (((difference as i64) >> 63) as u64)
+}
+
+fn unzigzag(number: u64) -> u64 {
+    (number >> 1) ^ (number & 1).wrapping_neg()
+}
+
+/// Seven bits to a byte, least significant first, the top bit set on all but the last (LEB128).
+fn put_number(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+fn take_number(from: &mut Fields<'_>) -> Result<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let [byte] = from.take::<1>()?;
+        let bits = u64::from(byte & 0x7f);
+        if shift == 63 && bits > 1 {
+            break;
+        }
+        number |= bits << shift;
+        if byte & 0x80 == 0 {
+            return Ok(number);
+        }
+    }
+    Err(Error::corrupt("a number in a shard header is too long"))
 }
 
 #[cfg(test)]
@@ -168,34 +279,85 @@ mod tests {
             shard_blocks: 128,
             txn: TxnId(1234),
             payload_bytes: 1 << 20,
-            sums_digest: [3; 32],
+            sums: (0..192).map(|at| at * 0x0101_0101).collect(),
             sealed: false,
             truncated: false,
             units: (0..units as u64)
                 .map(|at| Unit {
-                    ino: Ino(at + 2),
-                    offset: at * 4096,
-                    length: 4096,
+                    ino: Ino(at * 3 + 2),
+                    offset: at % 5 * 4096,
+                    length: 4096 - at as u32 % 7,
                     start: at as u32 * 4096,
-                    parent: Ino(1),
-                    name: vec![b'x'; 10],
+                    parent: Ino(1 + at % 3),
+                    name: vec![b'x'; at as usize % 20],
                 })
                 .collect(),
         }
     }
 
     #[test]
-    fn headers_round_trip_and_say_when_the_manifest_is_cut() {
-        let header = sample(40);
-        assert_eq!(ShardHeader::decode(&header.encode()).unwrap(), header);
-        let cut = ShardHeader::decode(&sample(400).encode()).unwrap();
-        assert!(cut.truncated && cut.units.len() < 400 && cut.units[..] == sample(400).units[..cut.units.len()]);
+    fn headers_round_trip() {
+        for units in [0, 1, 20] {
+            let header = sample(units);
+            assert_eq!(ShardHeader::decode(&header.encode()).unwrap(), header);
+        }
+        let mut extreme = sample(2);
+        extreme.units[0] =
+            Unit { ino: Ino(u64::MAX), offset: u64::MAX, length: u32::MAX, start: 0, parent: Ino(0), name: vec![] };
+        extreme.units[1].start = u32::MAX;
+        assert_eq!(ShardHeader::decode(&extreme.encode()).unwrap(), extreme);
+        let too_many = ShardHeader { sums: vec![1; MAX_SUMS + 1], ..sample(3) };
+        assert_eq!(ShardHeader::decode(&too_many.encode()).unwrap(), ShardHeader { sums: vec![], ..sample(3) });
     }
 
     #[test]
-    fn damaged_headers_are_refused() {
+    fn golden_bytes() {
+        let block = sample(3).encode();
+        assert_eq!(
+            blake3::hash(&block).to_hex().as_str(),
+            "d3f81c0841ca57bbaa99974ea53f9a4300f9703a8ff57ab413780459637ba978"
+        );
+        assert_eq!(&block[..12], b"ARGSHARD\x01\0\0\0");
+    }
+
+    #[test]
+    fn a_manifest_that_does_not_fit_is_spread_over_the_shards() {
+        let whole = sample(600);
+        let mut seen = vec![0; 600];
+        for index in 0..6 {
+            let header = ShardHeader { index, ..whole.clone() };
+            let cut = ShardHeader::decode(&header.encode()).unwrap();
+            assert!(cut.truncated && cut.units.len() > 100, "{} units", cut.units.len());
+            for unit in &cut.units {
+                let at = unit.start as usize / 4096;
+                assert_eq!(*unit, whole.units[at]);
+                seen[at] += 1;
+            }
+            // Written again, say for a rebuilt shard, it keeps what it has.
+            assert_eq!(
+                ShardHeader::decode(&ShardHeader { index: 1, ..cut.clone() }.encode()).unwrap().units,
+                cut.units
+            );
+        }
+        assert!(seen.iter().all(|count| *count > 0), "some unit is named nowhere");
+    }
+
+    #[test]
+    fn units_of_newer_kinds_are_passed_over() {
+        let mut block = sample(2).encode();
+        let at = 82 + 4 * 192;
+        assert_eq!(block[at..at + 2], 2u16.to_le_bytes());
+        block[at + 2] = 9;
+        let sum = crc32c::crc32c(&block[..AT_CRC]);
+        block[AT_CRC..].copy_from_slice(&sum.to_le_bytes());
+        let header = ShardHeader::decode(&block).unwrap();
+        assert!(header.truncated && header.units.is_empty() && header.sums == sample(2).sums);
+    }
+
+    #[test]
+    fn damaged_and_hostile_headers_never_panic() {
         let mut prng = Prng::new(1);
-        let good = sample(3).encode();
+        let good = sample(30).encode();
         for _ in 0..2000 {
             let mut bad = good;
             let at = prng.below(BLOCK_SIZE) as usize;
@@ -204,5 +366,19 @@ mod tests {
             prng.fill(&mut bad);
             assert!(ShardHeader::decode(&bad[..prng.below(4097) as usize]).is_err());
         }
+        let mut read = 0;
+        for _ in 0..40_000 {
+            let mut bad = good;
+            for _ in 0..1 + prng.below(4) {
+                bad[12 + prng.below(1500) as usize] = if prng.chance(1, 2) { 0xff } else { prng.next() as u8 };
+            }
+            let sum = crc32c::crc32c(&bad[..AT_CRC]);
+            bad[AT_CRC..].copy_from_slice(&sum.to_le_bytes());
+            if let Ok(header) = ShardHeader::decode(&bad) {
+                read += 1;
+                header.encode();
+            }
+        }
+        assert!(read > 1000, "only {read} came through");
     }
 }

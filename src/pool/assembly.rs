@@ -99,7 +99,9 @@ pub fn assemble(candidates: &[Candidate], wanted: Option<Uuid>) -> Result<Assemb
 pub(super) fn describe(entry: &MemberEntry) -> String {
     let mut text = format!("{} ({})", entry.id, entry.uuid);
     if !entry.path.is_empty() {
-        let _ = write!(text, ", last seen at {}", entry.path);
+        // The path comes from a label, that is, from anybody.
+        let path: String = entry.path.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+        let _ = write!(text, ", last seen at {path}");
     }
     text
 }
@@ -171,7 +173,8 @@ fn head(candidates: &[Candidate], pool: &str) -> Result<Uuid> {
                 .map(|tip| {
                     let names = candidates.iter().filter(|c| c.label.pool.epoch.id == tip.epoch.id);
                     let names: Vec<&str> = names.map(|c| c.name.as_str()).collect();
-                    format!("[{}] (epoch {}: {})", names.join(", "), tip.epoch.number, tip.epoch.reason)
+                    let reason: String = tip.epoch.reason.chars().filter(|c| !c.is_control()).collect();
+                    format!("[{}] (epoch {}: {reason})", names.join(", "), tip.epoch.number)
                 })
                 .collect();
             Err(Error::Unavailable(format!(

@@ -22,6 +22,8 @@ pub struct FormatOptions {
     pub created: i64,
 }
 
+/// Most devices of a pool.
+pub(super) const MOST_DEVICES: usize = 64;
 /// Bytes wiped at either end of a device before its labels are written.
 const WIPE: u64 = 1 << 20;
 /// Failure domains that hold one device only have this bit set.
@@ -106,8 +108,8 @@ fn check(devices: &[Arc<dyn Device>], options: &FormatOptions) -> Result<()> {
     if devices.len() < wanted {
         return usage(format!("{k}+{m} needs {wanted} devices, {} are given", devices.len()));
     }
-    if devices.len() > 64 {
-        return usage(format!("a pool has at most 64 devices, {} are given", devices.len()));
+    if devices.len() > MOST_DEVICES {
+        return usage(format!("a pool has at most {MOST_DEVICES} devices, {} are given", devices.len()));
     }
     for (at, device) in devices.iter().enumerate() {
         if devices[..at].iter().any(|other| other.name() == device.name()) {

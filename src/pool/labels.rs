@@ -7,6 +7,9 @@ use super::{Pool, PoolState, lock};
 use crate::base::{Error, Result};
 use crate::format::label::{DeviceIdent, Label, MemberState, PoolLabel, label_offsets};
 
+/// Longest path hint kept, in bytes; those of all members have to fit the label.
+const LONGEST_PATH: usize = 200;
+
 impl Pool {
     /// Changes the label on all present members; durable when this returns. The member table and the epoch are not the
     /// closure's to change.
@@ -124,7 +127,8 @@ fn refresh_table(state: &mut PoolState) {
             entry.state = member.state;
             entry.last_epoch = member.epoch;
             if let Some(device) = &member.device {
-                entry.path = device.name().chars().take(128).collect();
+                // A hint; without it the device is still found by its label.
+                entry.path = Some(device.name()).filter(|path| path.len() <= LONGEST_PATH).unwrap_or("").to_owned();
             }
         }
     }

@@ -181,6 +181,10 @@ fn present_member(state: &mut PoolState, id: DeviceId) -> Result<&mut Member> {
 /// An id that no entry of the table has ever had, as far as the table remembers.
 fn next_id(state: &PoolState) -> Result<DeviceId> {
     let next = state.label.members.iter().map(|entry| entry.id.0 + 1).max().unwrap_or(0);
+    let live = state.label.members.iter().filter(|entry| entry.state != MemberState::Removed).count();
+    if live >= format::MOST_DEVICES {
+        return Err(Error::Usage(format!("a pool has at most {} devices", format::MOST_DEVICES)));
+    }
     if next == u16::MAX {
         return Err(Error::Unavailable("the pool has no device number left".to_owned()));
     }

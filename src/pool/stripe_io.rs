@@ -267,15 +267,14 @@ fn reconstruct(
 ) -> Result<Vec<AlignedBuf>> {
     let bytes = byte_range(row, granules);
     let k = usize::from(row.k);
-    let width = row.placements.len();
     let mut good: Vec<(u8, AlignedBuf)> = Vec::with_capacity(k);
-    let mut tried = vec![false; width];
+    let mut tried = vec![false; row.placements.len()];
     for also_avoided in [false, true] {
         while good.len() < k {
             let mut candidates: Vec<(usize, Arc<dyn Device>, AlignedBuf)> = Vec::new();
-            for shard in 0..width {
+            for (shard, tried) in tried.iter_mut().enumerate() {
                 // A wanted shard on a device that is merely avoided is the last resort, not a contradiction.
-                if tried[shard] || (wanted.contains(&shard) && !also_avoided) || candidates.len() + good.len() == k {
+                if *tried || (wanted.contains(&shard) && !also_avoided) || candidates.len() + good.len() == k {
                     continue;
                 }
                 let (device, fault) = source(media, row.placements[shard]);
@@ -285,7 +284,7 @@ fn reconstruct(
                     _ => device,
                 };
                 if let Some(device) = device {
-                    tried[shard] = true;
+                    *tried = true;
                     candidates.push((shard, device, AlignedBuf::scratch(bytes.len())));
                 }
             }

@@ -459,6 +459,52 @@ fn devices_on_the_same_hardware_share_a_failure_domain_when_enough_others_are_le
     assert_eq!(alone.len(), 4);
 }
 
+/// Labels that are whole and say anything at all: opening the pool answers, one way or the other.
+#[test]
+fn hostile_labels_never_panic() {
+    let (mut opened, mut refused) = (0, 0);
+    for seed in 0..600 {
+        let mut prng = Prng::new(seed);
+        let world = SimWorld::new(seed, 3, SIZE);
+        drop(format(&world, 2, 1));
+        for device in 0..3 {
+            if prng.chance(1, 3) {
+                continue;
+            }
+            let mut slot = vec![0; LABEL_SLOT];
+            world.snapshot(device).read(0, &mut slot);
+            let len = 256 + u32::from_le_bytes(slot[12..16].try_into().unwrap()) as usize;
+            for _ in 0..1 + prng.below(3) {
+                let at = 48 + prng.below(len as u64 - 48) as usize;
+                slot[at] = if prng.chance(1, 3) { 0xff } else { prng.next() as u8 };
+            }
+            slot[16..20].fill(0);
+            let crc = crc32c::crc32c(&slot[..len]);
+            slot[16..20].copy_from_slice(&crc.to_le_bytes());
+            for copy in 0..4 {
+                world.device(device).write_at(slot_range(&world, device, copy).start, &[&slot]).unwrap();
+            }
+        }
+        for read_only in [true, false] {
+            match open_as(&world, &[0, 1, 2], read_only, seed) {
+                Ok(pool) => {
+                    opened += 1;
+                    if !read_only {
+                        let _ = set_generation(&pool, 1);
+                        let _ = pool.drop_members(&[DeviceId(1)], "test");
+                        let _ = pool.attach(world.device(1));
+                    }
+                }
+                Err(error) => {
+                    refused += 1;
+                    assert!(!error.to_string().chars().any(char::is_control), "{error:?}");
+                }
+            }
+        }
+    }
+    assert!(opened > 100 && refused > 100, "{opened} opened, {refused} refused");
+}
+
 #[test]
 fn labels_are_whole_after_concurrent_changes() {
     let world = SimWorld::new(20, 3, SIZE);

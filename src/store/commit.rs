@@ -296,7 +296,6 @@ impl Store {
             parent: Ino(0),
             name: Vec::new(),
         });
-        let sums: Vec<u8> = stripe.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
         ShardHeader {
             pool: devices.membership.pool(),
             device,
@@ -309,7 +308,7 @@ impl Store {
             shard_blocks: stripe.allocation.shard_blocks,
             txn: self.meta.committed(),
             payload_bytes: stripe.payload.used as u32,
-            sums_digest: *blake3::hash(&sums).as_bytes(),
+            sums: stripe.sums.clone(),
             sealed: false,
             truncated: false,
             units: units.collect(),
