@@ -1,3 +1,7 @@
 //! The `argosfs` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    argosfs::cli::main()
+}

@@ -6,10 +6,16 @@
 
 pub mod client;
 pub mod frame;
+pub mod locate;
 pub mod mounts;
+pub mod open;
+mod ops;
 pub mod protocol;
 pub mod runtime;
 pub mod server;
+pub mod service;
+pub mod status;
+pub mod work;
 
 #[cfg(test)]
 mod tests;

@@ -17,6 +17,7 @@ pub mod negotiate;
 pub mod reply;
 pub mod report;
 pub mod request;
+mod serve;
 pub mod session;
 pub mod workers;
 

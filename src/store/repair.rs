@@ -72,6 +72,19 @@ impl Store {
         Ok(count)
     }
 
+    /// Reads every shard of a stripe and tells which are bad; nothing is changed. `None`: there is no such stripe, or it
+    /// changed meanwhile.
+    pub fn verify(&self, id: StripeId) -> Result<Option<(StripeRow, Vec<BadShard>)>> {
+        let Some(devices) = self.devices.clone() else { return Ok(None) };
+        let _window = devices.enter_read(self.meta.committed());
+        let Some(row) = self.view(|view| view.get::<Stripes>(&id))? else { return Ok(None) };
+        let bad = stripe_io::verify_stripe(&*devices.membership, id, &row);
+        if !bad.is_empty() && self.view(|view| view.get::<Stripes>(&id))?.as_ref() != Some(&row) {
+            return Ok(None);
+        }
+        Ok(Some((row, bad)))
+    }
+
     /// Verifies every shard of a stripe, rewrites those that are corrupt and rebuilds those that are lost.
     pub fn repair(&self, id: StripeId) -> Result<Repaired> {
         let Some(devices) = self.devices.clone() else { return Ok(Repaired::default()) };

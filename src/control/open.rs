@@ -1,0 +1,69 @@
+//! Opening a pool that is not mounted, and taking devices in.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::locate::Located;
+use crate::base::{Clock, Entropy, Error, Result, SystemEntropy};
+use crate::device::engine::{self, EngineChoice};
+use crate::device::{Device, file};
+use crate::pool::Pool;
+use crate::store::Store;
+
+/// How to open a pool.
+#[derive(Clone)]
+pub struct OpenOptions {
+    /// Nothing is written.
+    pub read_only: bool,
+    pub engine: EngineChoice,
+    pub clock: Arc<dyn Clock>,
+}
+
+/// An open pool, and what the user should know about how it was opened.
+pub struct Opened {
+    pub pool: Arc<Pool>,
+    pub store: Arc<Store>,
+    pub notes: Vec<String>,
+}
+
+/// Opens the located devices as their pool. A device that cannot be opened counts as missing, unless somebody else has it.
+pub fn open(located: &Located, options: &OpenOptions) -> Result<Opened> {
+    let (engine, mut notes) = engine::select(options.engine);
+    let mut devices = Vec::new();
+    for path in &located.paths {
+        match open_device(path, options) {
+            Ok(device) => devices.push(device),
+            Err(busy @ Error::Busy(_)) => return Err(busy),
+            Err(error) => notes.push(format!("{} is left out: {error}", path.display())),
+        }
+    }
+    let pool_options = crate::pool::OpenMode { read_only: options.read_only, pool: Some(located.uuid) };
+    let pool = Pool::open(&devices, &pool_options, engine, Box::new(SystemEntropy))?;
+    let pool = Arc::new(pool);
+    notes.extend(pool.take_notes());
+    for device in &devices {
+        notes.extend(device.notes());
+    }
+    let store = Store::open(Arc::clone(&pool), Arc::clone(&options.clock), SystemEntropy.next_u64())?;
+    Ok(Opened { pool, store: Arc::new(store), notes })
+}
+
+/// Opens one device as a member.
+pub fn open_device(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Device>> {
+    file::open(
+        path,
+        &file::OpenOptions {
+            read_only: options.read_only,
+            engine: options.engine,
+            clock: Arc::clone(&options.clock),
+            ..file::OpenOptions::default()
+        },
+    )
+}
+
+/// An absolute path for a device that may have to be found again from elsewhere.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(path)
+        .or_else(|_| std::path::absolute(path))
+        .map_err(|error| Error::io(path.display().to_string(), "look up", error))
+}

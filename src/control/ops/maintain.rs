@@ -1,0 +1,80 @@
+//! `scrub` and `rebuild`.
+
+use crate::base::Result;
+use crate::control::protocol::Outcome;
+use crate::control::server::Reply;
+use crate::control::service::{PoolService, outcome};
+use crate::control::work::Ticket;
+use crate::store::Store;
+use crate::store::maintain::{Progress, Watch};
+
+/// Reads and verifies every shard and every metadata block of every replica, and repairs what is bad.
+pub fn scrub(service: &PoolService, reply: &mut dyn Reply) -> Result<Outcome> {
+    let ticket = service.work.begin("scrub", "stripes")?;
+    let progress = run(service, &ticket, reply, Store::scrub)?;
+    let level = if progress.lost > 0 { 2 } else { u8::from(progress.repaired.missing > 0) };
+    outcome(level, &answer(&progress), text("verified", &progress))
+}
+
+/// Rebuilds what lies on no device that is here, brings metadata replicas up to date, and lets members that came back
+/// take part again.
+pub fn rebuild(service: &PoolService, reply: &mut dyn Reply) -> Result<Outcome> {
+    let ticket = service.work.begin("rebuild", "stripes")?;
+    let progress = run(service, &ticket, reply, Store::rebuild)?;
+    service.store.mend_metadata()?;
+    let level = if progress.lost > 0 { 2 } else { u8::from(progress.repaired.missing > 0) };
+    outcome(level, &answer(&progress), text("rebuilt", &progress))
+}
+
+/// Does the work, telling how far it is; it ends when nobody listens any more.
+fn run(
+    service: &PoolService,
+    ticket: &Ticket,
+    reply: &mut dyn Reply,
+    work: impl FnOnce(&Store, Watch<'_>) -> Result<Progress>,
+) -> Result<Progress> {
+    let mut told = ticket.advance(0, 0, reply);
+    let progress = work(&service.store, &mut |progress| {
+        told = ticket.advance(progress.stripes, 0, reply);
+        told.is_ok()
+    })?;
+    told.map(|()| progress)
+}
+
+/// The numbers for programs.
+pub fn answer(progress: &Progress) -> serde_json::Value {
+    serde_json::json!({
+        "stripes": progress.stripes,
+        "rewritten": progress.repaired.rewritten,
+        "rebuilt": progress.repaired.rebuilt,
+        "missing": progress.repaired.missing,
+        "lost": progress.lost,
+        "metadata_blocks": progress.metadata_blocks,
+    })
+}
+
+/// The numbers for people.
+pub fn text(did: &str, progress: &Progress) -> String {
+    let repaired = progress.repaired;
+    let mut text = format!(
+        "{} stripes {did}: {} shards rewritten in place, {} rebuilt elsewhere",
+        progress.stripes, repaired.rewritten, repaired.rebuilt
+    );
+    if progress.metadata_blocks > 0 {
+        text.push_str(&format!(", {} metadata blocks repaired", progress.metadata_blocks));
+    }
+    if repaired.missing > 0 {
+        text.push_str(&format!(
+            "; {} SHARDS STILL MISSING: bring devices back or replace them (`argosfs device replace OLD NEW`), then run \
+             `argosfs rebuild` again",
+            repaired.missing
+        ));
+    }
+    if progress.lost > 0 {
+        text.push_str(&format!(
+            "; {} STRIPES HAVE TOO FEW GOOD SHARDS: `argosfs fsck --data` names them",
+            progress.lost
+        ));
+    }
+    text
+}

@@ -1,0 +1,11 @@
+//! The long operations, one file each.
+
+mod export;
+mod fsck;
+mod maintain;
+mod replace;
+
+pub use export::export;
+pub use fsck::fsck;
+pub use maintain::{rebuild, scrub};
+pub use replace::replace;

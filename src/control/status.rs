@@ -1,0 +1,298 @@
+//! How a pool fares.
+//!
+//! Invariant: `can_lose` never promises more than both the data and the metadata can bear.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::protocol::{Outcome, Progress};
+use crate::base::{Bytes, DeviceId, Result, StripeId};
+use crate::format::intent::Intent;
+use crate::format::label::MemberState;
+use crate::format::rows::{Placement, StripeRow};
+use crate::format::table::{Devices, Intents, Stripes};
+use crate::meta::{Reader, Visit};
+use crate::pool::{Member, Pool, PoolState};
+use crate::store::Store;
+
+/// In one word.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Health {
+    Healthy,
+    Degraded,
+    Faulted,
+}
+
+impl Health {
+    /// As it is printed.
+    pub fn word(self) -> &'static str {
+        match self {
+            Health::Healthy => "HEALTHY",
+            Health::Degraded => "DEGRADED",
+            Health::Faulted => "FAULTED",
+        }
+    }
+}
+
+/// One member.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct DeviceStatus {
+    pub id: u16,
+    pub uuid: String,
+    pub path: String,
+    pub state: &'static str,
+    pub present: bool,
+    pub size: u64,
+    pub used: u64,
+    pub metadata: bool,
+    pub failure_domain: u64,
+}
+
+/// Where it is mounted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct MountStatus {
+    pub mountpoint: String,
+    pub read_only: bool,
+    pub writeback: bool,
+    pub pid: u32,
+}
+
+/// Space for file content at the pool's redundancy, in bytes.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct SpaceStatus {
+    pub total: u64,
+    pub free: u64,
+    pub available: u64,
+}
+
+/// The metadata volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct MetadataStatus {
+    pub replicas: Vec<u16>,
+    pub joining: Vec<u16>,
+    pub bytes: u64,
+    pub log_used: u64,
+    pub log_capacity: u64,
+    pub repaired_blocks: u64,
+    pub committed: u64,
+    pub durable: u64,
+}
+
+/// Everything `status` tells.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Status {
+    pub name: String,
+    pub uuid: String,
+    pub health: Health,
+    pub can_lose: u32,
+    pub k: u8,
+    pub m: u8,
+    pub shard_bytes: u64,
+    pub mounted: Option<MountStatus>,
+    pub devices: Vec<DeviceStatus>,
+    pub space: SpaceStatus,
+    pub metadata: Option<MetadataStatus>,
+    pub work: Vec<Progress>,
+    /// What is wrong, a line each, with what to do about it.
+    pub problems: Vec<String>,
+}
+
+/// Intents to rebuild that are looked at one by one.
+const INTENTS_MAX: usize = 20_000;
+
+impl Status {
+    /// Looks at an open pool.
+    pub fn of(pool: &Pool, store: &Store, mounted: Option<MountStatus>, work: Vec<Progress>) -> Result<Status> {
+        let state = pool.state();
+        let label = &state.label;
+        let mut problems = Vec::new();
+        for member in &state.members {
+            problems.extend(problem(label.name.as_str(), &state, member));
+        }
+        let (damaged, missing) = damaged_stripes(store, &state)?;
+        if damaged > 0 {
+            problems.push(format!("{damaged} stripes lack shards: `argosfs rebuild {}` restores them", label.name));
+        }
+        let poisoned = pool.poisoned().or_else(|| store.meta().poisoned());
+        if let Some(why) = &poisoned {
+            problems.push(format!("switched to read-only: {why}; unmount, check the devices, and mount again"));
+        }
+        let stats = store.volume_stats();
+        let weak = state.members.iter().filter(|member| !member.is_current()).count().max(missing);
+        let data_bears = i64::from(label.settings.geometry.m) - weak as i64;
+        let metadata_bears = stats.as_ref().map_or(data_bears, |stats| {
+            let wanted = (usize::from(label.settings.geometry.m) + 1).min(state.members.len());
+            if stats.replicas.len() < wanted {
+                problems.push(format!("the metadata has {} of {wanted} replicas", stats.replicas.len()));
+            }
+            stats.replicas.len() as i64 - 1
+        });
+        let can_lose = data_bears.min(metadata_bears);
+        let health = match () {
+            () if can_lose < 0 || poisoned.is_some() => Health::Faulted,
+            () if !problems.is_empty() => Health::Degraded,
+            () => Health::Healthy,
+        };
+        let space = store.space();
+        let replicas = stats.as_ref().map(|stats| stats.replicas.clone()).unwrap_or_default();
+        let devices = state.members.iter().map(|member| device(store, member, label, &replicas));
+        let ids = |list: &[DeviceId]| list.iter().map(|id| id.0).collect::<Vec<_>>();
+        Ok(Status {
+            name: label.name.clone(),
+            uuid: label.uuid.to_string(),
+            health,
+            can_lose: u32::try_from(can_lose).unwrap_or(0),
+            k: label.settings.geometry.k,
+            m: label.settings.geometry.m,
+            shard_bytes: u64::from(label.settings.geometry.shard_blocks) * crate::base::BLOCK_SIZE,
+            mounted,
+            devices: devices.collect::<Result<_>>()?,
+            space: SpaceStatus { total: space.total, free: space.free, available: space.available },
+            metadata: stats.map(|stats| MetadataStatus {
+                replicas: ids(&stats.replicas),
+                joining: ids(&stats.joining),
+                bytes: stats.len.0,
+                log_used: stats.log_used.bytes().0,
+                log_capacity: stats.log_capacity.bytes().0,
+                repaired_blocks: stats.repaired_blocks,
+                committed: store.meta().committed().0,
+                durable: store.meta().durable().0,
+            }),
+            work,
+            problems,
+        })
+    }
+
+    /// The answer to the command.
+    pub fn outcome(&self) -> Result<Outcome> {
+        let answer =
+            serde_json::to_value(self).map_err(|_| crate::base::Error::Invalid("a status that is not JSON"))?;
+        Ok(Outcome { level: self.health as u8, answer, text: self.text() })
+    }
+
+    /// The answer about a pool that cannot be opened: it says why in its only problem.
+    pub fn faulted(name: &str, uuid: &str, why: &str) -> Outcome {
+        let answer = serde_json::json!({
+            "name": name, "uuid": uuid, "health": Health::Faulted, "can_lose": 0, "problems": [why],
+        });
+        let text = format!("{name}: FAULTED, can lose 0 more devices\n  problem   {why}\n");
+        Outcome { level: Health::Faulted as u8, answer, text }
+    }
+
+    fn text(&self) -> String {
+        let mut out = format!("{}: {}, can lose {} more devices\n", self.name, self.health.word(), self.can_lose);
+        let mounted = match &self.mounted {
+            Some(mount) => {
+                let how = if mount.read_only { " read-only" } else { "" };
+                format!("mounted{how} at {} (process {})", mount.mountpoint, mount.pid)
+            }
+            None => "not mounted".to_owned(),
+        };
+        let _ = writeln!(out, "  pool      {} {}+{}, {mounted}", self.uuid, self.k, self.m);
+        let width = self.devices.iter().map(|device| device.path.len()).max().unwrap_or(0);
+        for device in &self.devices {
+            let used = (device.used * 100).checked_div(device.size).unwrap_or(0);
+            let holds = if device.metadata { ", metadata" } else { "" };
+            let _ = writeln!(
+                out,
+                "  device {:>2} {:<9} {:<width$}  {:>10}, {used} % used{holds}",
+                device.id,
+                device.state,
+                device.path,
+                Bytes(device.size).to_string(),
+            );
+        }
+        let _ = writeln!(
+            out,
+            "  space     {} total, {} free, {} available",
+            Bytes(self.space.total),
+            Bytes(self.space.free),
+            Bytes(self.space.available)
+        );
+        for progress in &self.work {
+            let Progress { work, done, total, unit } = progress;
+            let of = if *total > 0 { format!(" of {total}") } else { String::new() };
+            let _ = writeln!(out, "  work      {work}: {done}{of} {unit}");
+        }
+        for problem in &self.problems {
+            let _ = writeln!(out, "  problem   {problem}");
+        }
+        out
+    }
+}
+
+/// What to say about a member that is not as it should be.
+fn problem(pool: &str, state: &PoolState, member: &Member) -> Option<String> {
+    let id = member.id;
+    let path = state.label.member(id).map(|entry| entry.path.as_str()).filter(|path| !path.is_empty());
+    let shown = path.map_or_else(|| format!("device {id}"), |path| format!("device {id} ({path})"));
+    let replace = format!("or `argosfs device replace {pool} {id} NEW`");
+    Some(match (member.state, member.device.is_some()) {
+        (MemberState::Active, true) => return None,
+        (MemberState::Failed, _) => format!("{shown} failed and was left out: check it, {replace}"),
+        (MemberState::Stale, true) => {
+            format!("{shown} was absent and is not up to date yet: `argosfs rebuild {pool}` brings it up to date")
+        }
+        (MemberState::Replacing, true) => {
+            format!("{shown} is being replaced: `argosfs rebuild {pool}` moves what is on it")
+        }
+        _ => format!("{shown} is missing: bring it back, {replace}"),
+    })
+}
+
+fn device(
+    store: &Store,
+    member: &Member,
+    label: &crate::format::label::PoolLabel,
+    replicas: &[DeviceId],
+) -> Result<DeviceStatus> {
+    let row = store.view(|view| view.get::<Devices>(&member.id))?;
+    let hint = label.member(member.id).map(|entry| entry.path.clone()).unwrap_or_default();
+    Ok(DeviceStatus {
+        id: member.id.0,
+        uuid: member.uuid.to_string(),
+        path: if member.device.is_some() { member.name() } else { hint },
+        state: match (member.state, member.device.is_some()) {
+            (MemberState::Active, true) => "active",
+            (MemberState::Stale, true) => "stale",
+            (MemberState::Replacing, true) => "replacing",
+            (MemberState::Failed, _) => "failed",
+            (MemberState::Removed, _) => "removed",
+            _ => "missing",
+        },
+        present: member.device.is_some(),
+        size: member.size,
+        used: row.map_or(0, |row| row.used_blocks) * crate::base::BLOCK_SIZE,
+        metadata: replicas.contains(&member.id),
+        failure_domain: member.failure_domain,
+    })
+}
+
+/// How many stripes wait to be rebuilt, and how many shards the worst of them lacks.
+fn damaged_stripes(store: &Store, state: &PoolState) -> Result<(usize, usize)> {
+    let mut waiting = Vec::new();
+    store.view(|view| {
+        view.scan::<Intents>((std::ops::Bound::Unbounded, std::ops::Bound::Unbounded), |_, intent| {
+            if let Intent::Rebuild { stripe } = intent {
+                waiting.push(StripeId(stripe));
+            }
+            Ok(if waiting.len() < INTENTS_MAX { Visit::Continue(()) } else { Visit::Break(()) })
+        })?;
+        let mut worst = 0;
+        for stripe in &waiting {
+            if let Some(row) = view.get::<Stripes>(stripe)? {
+                worst = worst.max(lacking(state, &row));
+            }
+        }
+        Ok((waiting.len(), worst))
+    })
+}
+
+fn lacking(state: &PoolState, row: &StripeRow) -> usize {
+    let gone = |placement: &&Placement| {
+        **placement == Placement::NONE || !state.member(placement.device).is_some_and(Member::is_current)
+    };
+    row.placements.iter().filter(gone).count()
+}
