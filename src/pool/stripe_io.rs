@@ -5,6 +5,10 @@
 //! - A stripe is never changed in place, except that blocks which fail verification are overwritten with what the
 //!   other shards say they should hold.
 
+mod read;
+
+pub use read::{PayloadRead, read_payloads};
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -126,28 +130,6 @@ pub enum Fault {
     Avoided,
 }
 
-/// Bytes wanted from a stripe's payload.
-pub struct PayloadRead<'a> {
-    pub id: StripeId,
-    pub row: &'a StripeRow,
-    /// First payload byte.
-    pub start: u32,
-    pub out: &'a mut [u8],
-}
-
-/// Granules of one shard.
-struct Span {
-    read: usize,
-    shard: usize,
-    granules: Range<usize>,
-    /// Where the span's wanted bytes go in the read's buffer, and where they start in the span.
-    out: Range<usize>,
-    skip: usize,
-    bytes: AlignedBuf,
-    device: Option<Arc<dyn Device>>,
-    fault: Option<Fault>,
-}
-
 fn shard_bytes(row: &StripeRow) -> usize {
     row.shard_blocks as usize * BLOCK_SIZE as usize
 }
@@ -169,78 +151,6 @@ fn verifies(row: &StripeRow, shard: usize, granules: &Range<usize>, bytes: &[u8]
 
 fn payload_offset(placement: Placement, bytes: &Range<usize>) -> u64 {
     placement.block.byte_offset() + BLOCK_SIZE + bytes.start as u64
-}
-
-/// Fills the buffers of all `reads` in one batch, reconstructing what is missing or bad. Returns the shards found bad;
-/// fails when a stripe has too few good ones left.
-pub fn read_payloads(media: &dyn Media, reads: &mut [PayloadRead<'_>]) -> Result<Vec<BadShard>> {
-    let mut spans = Vec::new();
-    for (at, read) in reads.iter().enumerate() {
-        plan_spans(media, at, read, &mut spans)?;
-    }
-    let mut batch = Vec::new();
-    let mut order = Vec::new();
-    for (at, span) in spans.iter_mut().enumerate() {
-        let Some(device) = &span.device else { continue };
-        let row = reads[span.read].row;
-        let offset = payload_offset(row.placements[span.shard], &byte_range(row, &span.granules));
-        batch.push(Request::new(&**device, Op::Read { offset, buf: &mut span.bytes }));
-        order.push(at);
-    }
-    media.engine().run(&mut batch);
-    let results: Vec<bool> = batch.into_iter().map(|request| request.result.is_ok()).collect();
-    for (at, read) in order.into_iter().zip(results) {
-        let span = &mut spans[at];
-        let row = reads[span.read].row;
-        if !read {
-            span.fault = Some(Fault::Io);
-        } else if !verifies(row, span.shard, &span.granules, &span.bytes) {
-            span.fault = Some(Fault::Checksum);
-        }
-    }
-    let mut bad = Vec::new();
-    for mut span in spans {
-        let read = &mut reads[span.read];
-        if let Some(fault) = span.fault {
-            bad.push(BadShard { stripe: read.id, index: span.shard as u8, fault });
-            let rebuilt = reconstruct(media, read.id, read.row, &[span.shard], &span.granules, &mut bad)?;
-            span.bytes.copy_from_slice(&rebuilt[0]);
-        }
-        let length = span.out.len();
-        read.out[span.out].copy_from_slice(&span.bytes[span.skip..][..length]);
-    }
-    Ok(bad)
-}
-
-/// Cuts a read into spans of single shards and chooses whether each is read or reconstructed.
-fn plan_spans(media: &dyn Media, at: usize, read: &PayloadRead<'_>, spans: &mut Vec<Span>) -> Result<()> {
-    let row = read.row;
-    let shard_bytes = shard_bytes(row);
-    let (mut from, end) = (read.start as usize, read.start as usize + read.out.len());
-    if end > shard_bytes * usize::from(row.k) {
-        return Err(Error::corrupt(format!("a read leaves stripe {}; run fsck", read.id)));
-    }
-    while from < end {
-        let shard = from / shard_bytes;
-        let inside = from % shard_bytes;
-        let length = (end - from).min(shard_bytes - inside);
-        let granules = inside / granule_bytes(row)..(inside + length).div_ceil(granule_bytes(row));
-        let bytes = byte_range(row, &granules);
-        let (device, fault) = source(media, row.placements[shard]);
-        let out = from - read.start as usize;
-        spans.push(Span {
-            read: at,
-            shard,
-            out: out..out + length,
-            skip: inside - bytes.start,
-            bytes: AlignedBuf::scratch(bytes.len()),
-            granules,
-            device,
-            fault,
-        });
-        from += length;
-    }
-    Ok(())
 }
 
 /// The device to read a shard from, or why not.
@@ -382,3 +292,7 @@ pub fn verify_stripe(media: &dyn Media, id: StripeId, row: &StripeRow) -> Vec<Ba
     }
     bad
 }
+
+#[cfg(test)]
+#[path = "stripe_io/tests.rs"]
+mod tests;
