@@ -203,7 +203,7 @@ impl Fs {
         let mut live = state.live();
         self.fill(state, &mut live)?;
         let Some(row) = live.shown() else { return Ok(()) };
-        if row.nlink > 0 && self.options.access_time.is_due(row.atime, row.mtime, row.ctime, now) {
+        if self.options.access_time.is_due(row.atime, row.mtime, row.ctime, now) {
             live.pending.atime = Some(now);
             drop(live);
             if self.lazy_times.add(state) > LazyTimes::MOST {

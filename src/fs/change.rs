@@ -109,7 +109,7 @@ impl Fs {
             Ok(answer)
         })?;
         for touched in held.iter().filter(|touched| touched.fate == Fate::Changed && touched.row.nlink == 0) {
-            if self.inodes.note_names(touched.state.ino, true) {
+            if self.inodes.note_nameless(touched.state.ino, touched.linkable) {
                 self.orphans.push(touched.state.ino);
             }
         }
@@ -140,16 +140,16 @@ impl Change<'_, '_> {
             return Ok((self.touched[at].fate != Fate::Deleted).then_some(Slot(at)));
         }
         let state = self.fs.inodes.state(ino);
-        let (cached, linkable) = {
+        let cached = {
             let live = state.live();
-            let cached = live.row.clone().map(|row| InodeRow { atime: live.pending.atime.unwrap_or(row.atime), ..row });
-            (cached, live.linkable)
+            live.row.clone().map(|row| InodeRow { atime: live.pending.atime.unwrap_or(row.atime), ..row })
         };
         let row = match cached {
             Some(row) => Some(row),
             None => self.tx.get::<Inodes>(&ino)?,
         };
         Ok(row.map(|row| {
+            let linkable = row.nlink == 0 && self.fs.inodes.is_linkable(ino);
             self.touch(Touched {
                 state,
                 row,
@@ -339,12 +339,16 @@ fn publish(fs: &Fs, touched: &mut Touched) {
         // What was read is the committed row, but its access time may be a pending one.
         return;
     }
-    live.linkable = touched.linkable && touched.row.nlink == 0;
+    live.gone = touched.fate == Fate::Deleted;
     live.pending.atime = None;
     touched.void(&mut live.pending);
     live.row = (touched.fate != Fate::Deleted).then(|| touched.row.clone());
     if touched.references > 0 {
         fs.inodes.refer(ino, touched.references);
     }
-    fs.inodes.note_names(ino, touched.fate == Fate::Changed && touched.row.nlink == 0);
+    if touched.fate == Fate::Changed && touched.row.nlink == 0 {
+        fs.inodes.note_nameless(ino, touched.linkable);
+    } else {
+        fs.inodes.note_named(ino);
+    }
 }

@@ -14,7 +14,7 @@
 //! Parents before children wherever two inodes of one path are involved. No lock is held while the asker is waited
 //! for, and only the content lock is held while a device is.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -45,8 +45,6 @@ impl Hasher for InoHasher {
 
 /// A map by inode number.
 pub type InoMap<V> = HashMap<Ino, V, BuildHasherDefault<InoHasher>>;
-/// A set of inode numbers.
-pub type InoSet = HashSet<Ino, BuildHasherDefault<InoHasher>>;
 
 /// An inode in use. Whoever keeps something in it that the tables do not have (dirty content, pending times) also
 /// keeps an `Arc` of it, which protects it from eviction.
@@ -88,8 +86,6 @@ pub struct Live {
     /// The newest committed row; `None` when not read yet or when the inode is gone.
     pub row: Option<InodeRow>,
     pub pending: Pending,
-    /// Made without a name and not named yet: a link may still do so.
-    pub linkable: bool,
     /// Deleted, for ever: numbers are not used again. Keeps a reader with an older view from bringing the row back.
     pub gone: bool,
 }
@@ -128,8 +124,8 @@ impl Live {
 }
 
 const SHARDS: usize = 64;
-/// States kept although nobody uses them, all shards together.
-const STATES: usize = 64 << 10;
+/// States kept although nobody uses them, all shards together. Tests evict all the time.
+const STATES: usize = if cfg!(test) { 2 * SHARDS } else { 64 << 10 };
 /// Candidates looked at for each state that is added.
 const HAND_STEPS: usize = 4;
 
@@ -139,8 +135,8 @@ struct Shard {
     states: InoMap<Arc<InodeState>>,
     /// Every key of `states` once, in the order in which the eviction hand passes.
     hand: VecDeque<Ino>,
-    /// Inodes without names that are referenced.
-    orphans: InoSet,
+    /// Inodes without names that are referenced, and whether a link may name them.
+    orphans: InoMap<bool>,
 }
 
 /// All inodes known in memory.
@@ -199,7 +195,7 @@ impl Inodes {
             return false;
         }
         shard.references.remove(&ino);
-        shard.orphans.remove(&ino)
+        shard.orphans.remove(&ino).is_some()
     }
 
     /// Takes back every reference; returns the inodes without names that were held by them.
@@ -208,7 +204,7 @@ impl Inodes {
         for shard in &self.shards {
             let mut shard = lock(shard);
             shard.references = InoMap::default();
-            orphans.extend(shard.orphans.drain());
+            orphans.extend(shard.orphans.drain().map(|(ino, _)| ino));
         }
         orphans
     }
@@ -218,18 +214,25 @@ impl Inodes {
         self.shard(ino).references.contains_key(&ino)
     }
 
-    /// Notes whether an inode has lost its last name. Says whether it can be reclaimed at once: no name, no reference.
-    pub fn note_names(&self, ino: Ino, nameless: bool) -> bool {
+    /// Notes that an inode has a name.
+    pub fn note_named(&self, ino: Ino) {
+        self.shard(ino).orphans.remove(&ino);
+    }
+
+    /// Notes that an inode has no name, and whether it was made so, so that a link may name it. Says whether it can be
+    /// reclaimed at once: no name, no reference.
+    pub fn note_nameless(&self, ino: Ino, linkable: bool) -> bool {
         let mut shard = self.shard(ino);
-        if !nameless {
-            shard.orphans.remove(&ino);
-            return false;
+        let referenced = shard.references.contains_key(&ino);
+        if referenced {
+            shard.orphans.insert(ino, linkable);
         }
-        if shard.references.contains_key(&ino) {
-            shard.orphans.insert(ino);
-            return false;
-        }
-        true
+        !referenced
+    }
+
+    /// Whether the inode was made without a name and may still get one.
+    pub fn is_linkable(&self, ino: Ino) -> bool {
+        self.shard(ino).orphans.get(&ino).copied().unwrap_or(false)
     }
 
     /// Inodes referenced and states in memory: for metrics and tests.
@@ -269,11 +272,11 @@ mod tests {
     fn held_states_survive_eviction_and_memory_stays_bounded() {
         let inodes = Inodes::with_capacity(SHARDS * 2);
         let held = inodes.state(Ino(7));
-        held.live().linkable = true;
+        held.live().gone = true;
         for ino in 100..10_000 {
             inodes.state(Ino(ino));
         }
-        assert!(inodes.state(Ino(7)).live().linkable, "a held state was replaced by a fresh one");
+        assert!(inodes.state(Ino(7)).live().gone, "a held state was replaced by a fresh one");
         let (_, states) = inodes.counts();
         assert!(states <= SHARDS * 3, "{states} states");
     }
@@ -282,17 +285,18 @@ mod tests {
     fn the_last_reference_of_a_nameless_inode_hands_it_over() {
         let inodes = Inodes::default();
         inodes.refer(Ino(9), 3);
-        assert!(!inodes.note_names(Ino(9), true));
+        assert!(!inodes.note_nameless(Ino(9), true));
+        assert!(inodes.is_linkable(Ino(9)));
         assert!(!inodes.forget(Ino(9), 2));
         assert!(inodes.forget(Ino(9), 1));
         assert!(!inodes.is_referenced(Ino(9)));
-        assert!(inodes.note_names(Ino(10), true), "nobody refers to it");
+        assert!(inodes.note_nameless(Ino(10), false), "nobody refers to it");
         inodes.refer(Ino(11), 1);
-        inodes.note_names(Ino(11), true);
-        inodes.note_names(Ino(11), false);
+        inodes.note_nameless(Ino(11), false);
+        inodes.note_named(Ino(11));
         assert!(!inodes.forget(Ino(11), 1), "it was named again");
         inodes.refer(Ino(12), 5);
-        inodes.note_names(Ino(12), true);
+        inodes.note_nameless(Ino(12), false);
         assert_eq!(inodes.forget_all(), [Ino(12)]);
     }
 }

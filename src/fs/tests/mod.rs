@@ -1,12 +1,15 @@
 //! Tests of the filesystem without devices and without a transport.
 
+mod against_model;
 mod attributes;
+mod consistency;
 mod content;
 mod content_model;
 mod content_threads;
 mod listing;
 mod names;
 mod orphans;
+mod threads;
 mod xattrs;
 
 use std::sync::Arc;

@@ -57,6 +57,14 @@ fn files_made_without_a_name_can_be_given_one() {
     assert_eq!((linked.nlink, linked.ino, rig.rows()), (1, file.ino, [2, 1, 0, 0]));
     rig.unlink(&USER, ROOT, b"named").unwrap();
     refused!(rig.link(&USER, file.ino, ROOT, b"again"), NotFound);
+    let kept = rig.tmpfile(&USER, ROOT, 0o600).unwrap().attr.ino;
+    for number in 0..1000u32 {
+        // Nothing of it stays in memory.
+        rig.file(ROOT, number.to_string().as_bytes());
+        rig.unlink(&USER, ROOT, number.to_string().as_bytes()).unwrap();
+    }
+    rig.link(&USER, kept, ROOT, b"kept").unwrap();
+    rig.unlink(&USER, ROOT, b"kept").unwrap();
     let unnamed = rig.tmpfile(&USER, ROOT, 0o600).unwrap().attr.ino;
     rig.forget_all();
     rig.reclaim_all().unwrap();
@@ -100,4 +108,34 @@ fn one_damaged_orphan_does_not_keep_the_others() {
     rig.reclaim_all().unwrap();
     assert_eq!(rig.rows(), [2, 0, 0, 1]);
     assert_eq!(rig.attr(inodes[1]).nlink, 0);
+}
+
+#[test]
+fn a_deleted_inode_stays_deleted_for_readers_with_an_older_view() {
+    let rig = Rig::new();
+    let file = rig.file(ROOT, b"f").attr.ino;
+    let held = rig.inodes.state(file);
+    let row = rig.shown(file).unwrap();
+    rig.unlink(&USER, ROOT, b"f").unwrap();
+    rig.forget_all();
+    rig.reclaim_all().unwrap();
+    // What such a reader sees.
+    let name = crate::format::rows::DentryRow { ino: file, kind: 8, birth: row.birth, name: b"f".to_vec() };
+    let key = crate::format::rows::DentryKey { parent: ROOT, cookie: 12345 };
+    rig.store()
+        .transact(|tx, _| {
+            tx.put::<Dentries>(&key, &name)?;
+            tx.put::<Inodes>(&file, &row)
+        })
+        .unwrap();
+    refused!(rig.getattr(file), Stale);
+    let mut listed = 0;
+    rig.readdir_plus(ROOT, 2, &mut |_, entry| {
+        assert!(entry.is_none());
+        listed += 1;
+        Sink::Taken
+    })
+    .unwrap();
+    assert_eq!(listed, 1);
+    drop(held);
 }
