@@ -84,17 +84,21 @@ fn assemble(
         Arc::new(Meta::open(log.volume.backend(), groups, log.clone(), devices.clone(), clock, pool.is_read_only())?);
     *lock(&log.meta) = Arc::downgrade(&meta);
     let state = pool.state();
+    // A new pool's allocator knows the devices already, and what was claimed while its metadata was made.
+    let is_new = state.present().any(|member| lock(&devices.allocator).has_device(member.id));
     for member in &state.members {
         let row = meta.view(|view| view.get::<table::Devices>(&member.id))?;
         if row.is_none() && !pool.is_read_only() {
             meta.transact(|tx| tx.put::<table::Devices>(&member.id, &device_row(member)))?;
         }
-        if member.device.is_some() {
+        if member.device.is_some() && !is_new {
             let used = row.map_or(0, |row| row.used_blocks);
             lock(&devices.allocator).add_device(member.id, member.layout, used);
         }
     }
-    log.claim_named(&mut lock(&devices.allocator), None);
+    if !is_new {
+        log.claim_named(&mut lock(&devices.allocator), None);
+    }
     let mut store = Store::over(meta, devices)?;
     store.pool = Some(pool.clone());
     store.log = Some(log);
