@@ -30,7 +30,7 @@ pub use read::Mapping;
 pub use space::{Reservation, Space};
 
 #[cfg(test)]
-mod open_tests;
+pub(crate) mod open_tests;
 #[cfg(test)]
 mod tests;
 

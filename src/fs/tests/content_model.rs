@@ -7,17 +7,17 @@ use crate::base::file::{FallocateMode, SetAttr, Whence};
 use crate::fs::background::Background;
 
 /// A file as it should be.
-struct Mirror {
-    ino: Ino,
-    bytes: Vec<u8>,
+pub(super) struct Mirror {
+    pub ino: Ino,
+    pub bytes: Vec<u8>,
     /// Every acknowledged version since the last that cannot be lost.
-    versions: Vec<Vec<u8>>,
+    pub versions: Vec<Vec<u8>>,
 }
 
 const SIZE: u64 = 3000;
 
 /// How many seeds to try: `ARGOSFS_SEEDS` times as many as usual.
-fn seeds(usual: u64) -> u64 {
+pub(super) fn seeds(usual: u64) -> u64 {
     let times = std::env::var("ARGOSFS_SEEDS").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
     usual * times
 }
@@ -35,12 +35,12 @@ impl Mirror {
         self.versions.push(self.bytes.clone());
     }
 
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         self.versions = vec![self.bytes.clone()];
     }
 
     /// What was found after a crash: each byte one of its acknowledged versions, the size nothing nobody wrote.
-    fn check_survivor(&self, found: &[u8], hint: &str) {
+    pub fn check_survivor(&self, found: &[u8], hint: &str) {
         let least = self.versions.iter().map(Vec::len).min().unwrap();
         let most = self.versions.iter().map(Vec::len).max().unwrap();
         assert!((least..=most).contains(&found.len()), "{hint}: size {} is none of {least}..={most}", found.len());
@@ -52,7 +52,7 @@ impl Mirror {
 }
 
 /// One random operation on the files.
-fn step(rig: &Fs, files: &mut [Mirror], prng: &mut Prng, fill: u8) {
+pub(super) fn step(rig: &Fs, files: &mut [Mirror], prng: &mut Prng, fill: u8) {
     let at = prng.below(files.len() as u64) as usize;
     let ino = files[at].ino;
     let offset = prng.below(SIZE);

@@ -4,6 +4,7 @@ mod against_model;
 mod attributes;
 mod consistency;
 mod content;
+mod content_devices;
 mod content_model;
 mod content_threads;
 mod listing;

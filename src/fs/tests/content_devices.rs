@@ -1,0 +1,211 @@
+//! Content on whole pools of simulated devices: remounts, power cuts, the last byte of space.
+
+use std::sync::Arc;
+
+use super::content_model::{Mirror, seeds, step};
+use super::*;
+use crate::base::file::{RenameMode, SetAttr};
+use crate::device::sim::SimWorld;
+use crate::store::open_tests::{format, open};
+
+const SIZE: u64 = 64 << 20;
+
+fn make(world: &SimWorld, k: u8, m: u8) -> Fs {
+    let store = format(world, k, m).unwrap();
+    store.transact(|tx, _| Fs::format(tx, &mut Prng::new(1), RootOwner::default())).unwrap();
+    store.durable_point().unwrap();
+    Fs::open(Arc::new(store), Options::default()).unwrap()
+}
+
+fn mount(world: &SimWorld, devices: &[usize], seed: u64) -> Fs {
+    Fs::open(Arc::new(open(world, devices, seed).unwrap()), Options::default()).unwrap()
+}
+
+fn unmount(fs: Fs) {
+    fs.syncfs().unwrap();
+    let store = fs.store().clone();
+    drop(fs);
+    Arc::into_inner(store).expect("nobody else holds the store").close().unwrap();
+}
+
+fn make_files(fs: &Fs) -> Vec<Mirror> {
+    let make = |name: &[u8]| fs.mknod(&USER, ROOT, name, 0o100_644, 0).unwrap().attr.ino;
+    let names = [b"a", b"b", b"c"];
+    names.iter().map(|name| Mirror { ino: make(*name), bytes: Vec::new(), versions: vec![Vec::new()] }).collect()
+}
+
+fn read_all(fs: &Fs, ino: Ino) -> Vec<u8> {
+    let mut out = vec![0xEE; fs.getattr(ino).unwrap().size as usize];
+    assert_eq!(fs.read(ino, 0, &mut out).unwrap(), out.len());
+    out
+}
+
+#[test]
+fn behaves_as_vectors_of_bytes_on_devices() {
+    for seed in 0..seeds(8) {
+        let mut prng = Prng::new(seed);
+        let world = SimWorld::new(seed, 4, SIZE);
+        let mut fs = make(&world, 2, 2);
+        fs.writeback.set_stripe([300, 1000, 128 << 10][prng.below(3) as usize]);
+        let mut files = make_files(&fs);
+        for round in 0..3u8 {
+            for fill in 0..50 {
+                step(&fs, &mut files, &mut prng, round * 80 + fill + 1);
+                if prng.chance(1, 20) {
+                    while fs.store().tidy_step(true).unwrap() {}
+                }
+            }
+            unmount(fs);
+            let lost = [prng.below(4) as usize, prng.below(4) as usize];
+            let left: Vec<usize> = (0..4).filter(|at| !lost.contains(at)).collect();
+            let degraded = mount(&world.fork(), &left, seed);
+            fs = mount(&world, &[0, 1, 2, 3], seed + 100);
+            for file in &files {
+                assert!(read_all(&fs, file.ino) == file.bytes, "seed {seed} file {}", file.ino);
+                assert!(read_all(&degraded, file.ino) == file.bytes, "seed {seed} without {lost:?}");
+            }
+        }
+    }
+}
+
+/// Every version of each file with the event after which it was acknowledged, and from which version on each fsync
+/// keeps it.
+#[derive(Default)]
+struct History {
+    versions: Vec<(u64, Vec<u8>)>,
+    durable: Vec<(u64, usize)>,
+}
+
+#[test]
+fn a_power_cut_leaves_acknowledged_versions_of_every_byte() {
+    for seed in 0..seeds(6) {
+        let mut prng = Prng::new(seed);
+        let world = SimWorld::new(seed, 4, SIZE);
+        let mut fs = make(&world, 2, 2);
+        fs.writeback.set_stripe(1000);
+        let mut files = make_files(&fs);
+        fs.syncfs().unwrap();
+        let start = world.record();
+        let first = || History { versions: vec![(start, Vec::new())], durable: vec![(start, 0)] };
+        let mut histories: Vec<History> = files.iter().map(|_| first()).collect();
+        for fill in 0..120 {
+            step(&fs, &mut files, &mut prng, fill + 1);
+            for (file, history) in files.iter_mut().zip(&mut histories) {
+                let event = world.record();
+                // One version means that nothing older can come back.
+                let settled = file.versions.len() == 1 || (file.versions.len() == 2 && file.versions[0] == file.bytes);
+                if history.versions.last().is_none_or(|(_, last)| *last != file.bytes) {
+                    history.versions.push((event, file.bytes.clone()));
+                }
+                if settled {
+                    history.durable.push((event, history.versions.len() - 1));
+                }
+            }
+        }
+        let end = world.record();
+        drop(fs);
+        for _ in 0..20 {
+            let at = start + prng.below(end - start + 1);
+            let crashed = world.crash_state(at, &mut prng);
+            let lost = prng.below(5) as usize;
+            let left: Vec<usize> = (0..4).filter(|device| *device != lost).collect();
+            let fs = mount(&crashed, &left, seed + 7);
+            for (file, history) in files.iter().zip(&histories) {
+                let (_, from) = history.durable.iter().rev().find(|(event, _)| *event <= at).unwrap();
+                // What was being acknowledged at the moment of the cut may be there too.
+                let until = history.versions.iter().position(|(event, _)| *event > at).map_or(usize::MAX, |at| at + 1);
+                let versions = &history.versions[*from..until.min(history.versions.len())];
+                let versions = versions.iter().map(|(_, bytes)| bytes.clone()).collect();
+                let survivor = Mirror { ino: file.ino, bytes: Vec::new(), versions };
+                survivor.check_survivor(&read_all(&fs, file.ino), &format!("seed {seed} event {at} file {}", file.ino));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_around_a_rename_over_a_file_leaves_one_of_the_two() {
+    for seed in 0..seeds(4) {
+        let mut prng = Prng::new(seed);
+        let world = SimWorld::new(seed, 4, SIZE);
+        let fs = make(&world, 2, 2);
+        let contents: Vec<Vec<u8>> = (1..6u8).map(|at| vec![at; 500 + 30_000 * usize::from(at % 3)]).collect();
+        let write = |name: &[u8], bytes: &[u8]| {
+            let ino = fs.mknod(&USER, ROOT, name, 0o100_644, 0).unwrap().attr.ino;
+            fs.write(&USER, ino, 0, bytes, false).unwrap();
+        };
+        write(b"f", &contents[0]);
+        fs.syncfs().unwrap();
+        let start = world.record();
+        for bytes in &contents[1..] {
+            write(b"tmp", bytes);
+            fs.rename(&USER, ROOT, b"tmp", ROOT, b"f", RenameMode::Replace).unwrap();
+            if prng.chance(1, 2) {
+                fs.store().durable_point().unwrap();
+            }
+        }
+        fs.syncfs().unwrap();
+        let end = world.record();
+        for _ in 0..25 {
+            let at = start + prng.below(end - start + 1);
+            let fs = mount(&world.crash_state(at, &mut prng), &[0, 1, 2, 3], seed + 7);
+            let ino = fs.lookup(&USER, ROOT, b"f").unwrap().attr.ino;
+            let found = read_all(&fs, ino);
+            assert!(contents.contains(&found), "seed {seed} event {at}: {} bytes, neither old nor new", found.len());
+        }
+    }
+}
+
+#[test]
+fn a_pool_filled_to_the_last_byte_keeps_all_it_took() {
+    let world = SimWorld::new(1, 4, 32 << 20);
+    let mut fs = make(&world, 2, 2);
+    let first = fs.store().space().available;
+    let mut prng = Prng::new(5);
+    for round in 0..3u64 {
+        fs.reclaim_all().unwrap();
+        fs.store().durable_point().unwrap();
+        let promised = fs.store().space().available;
+        // The metadata grew a little.
+        assert!(promised * 100 >= first * 94, "{promised} of {first} came back");
+        let names = [b"a", b"b", b"c", b"d"];
+        let inos: Vec<Ino> =
+            names.iter().map(|name| fs.mknod(&USER, ROOT, *name, 0o100_644, 0).unwrap().attr.ino).collect();
+        let mut sizes = [0u64; 4];
+        let mut refused = 0;
+        while refused < 6 {
+            let at = prng.below(4) as usize;
+            let most = if refused > 2 { 5_000 } else { 300_000 };
+            let data = vec![at as u8 + 1 + round as u8; 1 + prng.below(most) as usize];
+            match fs.write(&USER, inos[at], sizes[at], &data, false) {
+                Ok(count) => sizes[at] += count as u64,
+                Err(Error::NoSpace) => refused += 1,
+                Err(error) => panic!("{error}"),
+            }
+            if prng.chance(1, 12) {
+                fs.fsync(inos[prng.below(4) as usize], false).unwrap();
+            }
+        }
+        fs.syncfs().unwrap();
+        let total: u64 = sizes.iter().sum();
+        // What was emptied is in pieces: more of it goes to headers of small shards.
+        let least = if round == 0 { 97 } else { 94 };
+        assert!(total * 100 >= promised * least, "round {round}: {total} of {promised} bytes fitted");
+        if round == 1 {
+            unmount(fs);
+            fs = mount(&world, &[0, 1, 2, 3], 9);
+        }
+        for (at, ino) in inos.iter().enumerate() {
+            assert!(read_all(&fs, *ino) == vec![at as u8 + 1 + round as u8; sizes[at] as usize]);
+        }
+        // A full pool can be emptied, one way or the other.
+        for (at, name) in names.iter().enumerate() {
+            if at % 2 == 0 {
+                let empty = SetAttr { size: Some(0), ..SetAttr::default() };
+                fs.setattr(&USER, inos[at], &empty).unwrap();
+            }
+            fs.unlink(&USER, ROOT, *name).unwrap();
+            fs.forget(inos[at], 1);
+        }
+    }
+}
