@@ -86,18 +86,25 @@ fn assemble(
     let state = pool.state();
     // A new pool's allocator knows the devices already, and what was claimed while its metadata was made.
     let is_new = state.present().any(|member| lock(&devices.allocator).has_device(member.id));
+    let mut without_row = Vec::new();
     for member in &state.members {
         let row = meta.view(|view| view.get::<table::Devices>(&member.id))?;
-        if row.is_none() && !pool.is_read_only() {
-            meta.transact(|tx| tx.put::<table::Devices>(&member.id, &device_row(member)))?;
-        }
         if member.device.is_some() && !is_new {
-            let used = row.map_or(0, |row| row.used_blocks);
+            let used = row.as_ref().map_or(0, |row| row.used_blocks);
             lock(&devices.allocator).add_device(member.id, member.layout, used);
         }
+        if row.is_none() {
+            without_row.push(member);
+        }
     }
+    // Before any transaction: it may take space for metadata, and must know what metadata has already.
     if !is_new {
         log.claim_named(&mut lock(&devices.allocator), None);
+    }
+    if !pool.is_read_only() {
+        for member in without_row {
+            meta.transact(|tx| tx.put::<table::Devices>(&member.id, &device_row(member)))?;
+        }
     }
     let mut store = Store::over(meta, devices)?;
     store.pool = Some(pool.clone());
