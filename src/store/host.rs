@@ -155,8 +155,10 @@ impl VolumeHost for Host {
 
     fn spare_replicas(&self, current: &[DeviceId]) -> Vec<DeviceId> {
         let state = self.pool.state();
+        // Not on devices that are being emptied.
+        let fit = |member: &&crate::pool::Member| member.is_current() && member.takes_data();
         let mut spare: Vec<_> =
-            state.members.iter().filter(|member| member.is_current() && !current.contains(&member.id)).collect();
+            state.members.iter().filter(fit).filter(|member| !current.contains(&member.id)).collect();
         // Fast devices first, then large ones.
         spare.sort_by_key(|member| (std::cmp::Reverse(member.class), std::cmp::Reverse(member.size)));
         spare.into_iter().map(|member| member.id).collect()
@@ -202,7 +204,7 @@ impl HostedLog {
         }
     }
 
-    /// Brings stale replicas up to date, and new ones up until there are `wanted`.
+    /// Brings stale replicas up to date, and new ones up until there are `wanted` on devices that stay.
     pub fn mend(&self, wanted: usize, meta: &Meta) -> Result<()> {
         let root = self.volume.root();
         let mut candidates: Vec<DeviceId> =
@@ -212,7 +214,7 @@ impl HostedLog {
         candidates.extend(self.host.spare_replicas(&current));
         let log_blocks = root.replicas.first().map_or(0, |replica| u64::from(replica.log_blocks));
         for (at, id) in candidates.into_iter().enumerate() {
-            if at >= stale && self.volume.stats().replicas.len() >= wanted {
+            if at >= stale && self.staying_replicas() >= wanted {
                 break;
             }
             if self.host.device(id).is_none() {
@@ -227,6 +229,15 @@ impl HostedLog {
             self.volume.rejoin(id)?;
         }
         Ok(())
+    }
+}
+
+impl HostedLog {
+    /// Live replicas on devices that are not being emptied.
+    fn staying_replicas(&self) -> usize {
+        let state = self.host.pool.state();
+        let stays = |id: &&DeviceId| state.member(**id).is_some_and(crate::pool::Member::takes_data);
+        self.volume.stats().replicas.iter().filter(stays).count()
     }
 }
 
