@@ -61,7 +61,13 @@ pub struct Allocator {
 impl Allocator {
     /// Tells of a device, of which `used` blocks belong to committed stripes.
     pub fn add_device(&mut self, id: DeviceId, layout: GroupLayout, used: u64) {
-        self.devices.insert(id, Space::new(id, layout, used));
+        let mut space = Space::new(id, layout, used);
+        // Freed while the device was not known, and not reusable yet: `used` does not count them any more.
+        for run in self.deferred.values().flatten().filter(|run| run.device == id) {
+            space.held.insert(run.block.0, run.blocks);
+            space.free = space.free.saturating_sub(u64::from(run.blocks));
+        }
+        self.devices.insert(id, space);
     }
 
     /// Forgets a device.
@@ -154,8 +160,9 @@ impl Allocator {
         if let Some(space) = self.devices.get_mut(&run.device) {
             let old = space.held.insert(run.block.0, run.blocks);
             assert!(old.is_none(), "{run:?} is freed or reserved already");
-            self.deferred.entry(txn).or_default().push(run);
         }
+        // Of a device that is not known, too: it may come before the transaction is durable.
+        self.deferred.entry(txn).or_default().push(run);
     }
 
     /// The transaction that was to delete the run's stripe did not happen.
