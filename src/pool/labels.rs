@@ -4,7 +4,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::label_io::{self, LabelWrite};
 use super::{Pool, PoolState, lock};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, Uuid};
 use crate::format::label::{DeviceIdent, Label, MemberState, PoolLabel, label_offsets};
 
 /// Longest path hint kept, in bytes; those of all members have to fit the label.
@@ -72,8 +72,7 @@ impl Pool {
                 Err(error) => return Err(error),
             };
             written = true;
-            let answers = label_io::write(&*self.engine, &writes);
-            for (owner, answer) in owners.into_iter().zip(answers) {
+            for (owner, answer) in self.write_new_first(&next, owners, writes) {
                 let member = &mut next.members[owner];
                 match answer {
                     Ok(()) => {
@@ -100,6 +99,25 @@ impl Pool {
         }
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         Ok(())
+    }
+
+    /// Writes labels; first those of devices that have none yet: before the others name a new member, it says itself
+    /// that it is one. Otherwise a crash in between would make it a missing one.
+    fn write_new_first(
+        &self,
+        next: &PoolState,
+        owners: Vec<usize>,
+        writes: Vec<LabelWrite>,
+    ) -> Vec<(usize, Result<()>)> {
+        let is_new = |(owner, _): &(usize, LabelWrite)| next.members[*owner].epoch == Uuid::NIL;
+        let (new, known): (Vec<_>, Vec<_>) = owners.into_iter().zip(writes).partition(is_new);
+        let mut answers = Vec::new();
+        for (owners, writes) in [new, known].map(|part| part.into_iter().unzip::<usize, LabelWrite, Vec<_>, Vec<_>>()) {
+            if !writes.is_empty() {
+                answers.extend(owners.into_iter().zip(label_io::write(&*self.engine, &writes)));
+            }
+        }
+        answers
     }
 
     fn poison(&self, writer: &mut MutexGuard<'_, Option<String>>, why: String) -> Error {
