@@ -65,6 +65,8 @@ pub struct Devices {
     pub membership: Arc<dyn Membership>,
     pub allocator: Mutex<Allocator>,
     dirty: Mutex<BTreeSet<DeviceId>>,
+    /// Held during a barrier: a second one waits for what the first one flushes.
+    flushing: Mutex<()>,
     codecs: Mutex<HashMap<(u8, u8), Arc<Codec>>>,
     stripes: Mutex<std::ops::Range<u64>>,
     readers: Mutex<BTreeMap<TxnId, usize>>,
@@ -76,6 +78,7 @@ impl Devices {
             membership,
             allocator: Mutex::default(),
             dirty: Mutex::default(),
+            flushing: Mutex::default(),
             codecs: Mutex::default(),
             stripes: Mutex::new(0..0),
             readers: Mutex::default(),
@@ -239,6 +242,7 @@ impl DataBarrier for Devices {
     /// Flushes every device written to since its last flush. A device that fails is dropped from the membership: its
     /// shards of the last writes are in doubt, and parity stands in for them.
     fn barrier(&self) -> Result<()> {
+        let _one = lock(&self.flushing);
         let dirty = std::mem::take(&mut *lock(&self.dirty));
         let present: Vec<_> =
             dirty.iter().filter_map(|id| self.membership.device(*id).map(|device| (*id, device))).collect();

@@ -14,7 +14,7 @@ use crate::device::Device;
 use crate::format::label::MemberState;
 use crate::format::rows::{Placement, StripeRow};
 use crate::format::table;
-use crate::meta::Reader;
+use crate::meta::{DataBarrier, Reader};
 use crate::pool::Pool;
 
 /// How far a long action has come.
@@ -43,7 +43,7 @@ impl Store {
             progress.metadata_blocks = log.volume.verify()?.repaired;
         }
         self.each_stripe(|_| true, &mut progress, watch, |store, id| store.repair(id))?;
-        self.durable_point()?;
+        self.settle_repairs()?;
         Ok(progress)
     }
 
@@ -59,7 +59,7 @@ impl Store {
         self.each_stripe(lacking, &mut progress, watch, |store, id| store.repair(id))?;
         let mut after = 0;
         while self.rebuild_step(&mut after)?.is_some() {}
-        self.durable_point()?;
+        self.settle_repairs()?;
         Ok(progress)
     }
 
@@ -68,8 +68,16 @@ impl Store {
         let mut progress = Progress::default();
         let on_it = |row: &StripeRow| row.placements.iter().any(|placement| placement.device == device);
         self.each_stripe(on_it, &mut progress, watch, |store, id| store.relocate(id, device))?;
-        self.durable_point()?;
+        self.settle_repairs()?;
         Ok(progress)
+    }
+
+    /// Makes repairs durable: a shard rewritten in its place is no transaction, so a durable point alone would pass it by.
+    fn settle_repairs(&self) -> Result<()> {
+        if let Some(devices) = &self.devices {
+            devices.barrier()?;
+        }
+        self.durable_point()
     }
 
     /// Puts `new` in the place of member `old`, which may be lost already: everything that was on `old` is copied or
@@ -79,8 +87,7 @@ impl Store {
         let added = pool.replace_member(old, new, force)?;
         self.welcome(&pool, &devices, added)?;
         let progress = self.evacuate(old, watch)?;
-        let left = self.stripes_with(None, 1, |row| row.placements.iter().any(|p| p.device == old))?.0;
-        if !left.is_empty() {
+        if self.holds_shards(old)? {
             return Err(Error::Unavailable(format!(
                 "{} stripes could not be moved off device {old}: add space and run the command again",
                 progress.repaired.missing.max(1)
@@ -97,6 +104,19 @@ impl Store {
         lock(&devices.allocator).remove_device(old);
         pool.remove_member(old)?;
         Ok(progress)
+    }
+
+    /// Whether any stripe has a shard on the device.
+    fn holds_shards(&self, device: DeviceId) -> Result<bool> {
+        let mut after = None;
+        loop {
+            let on_it = |row: &StripeRow| row.placements.iter().any(|placement| placement.device == device);
+            let (found, last) = self.stripes_with(after, 1, on_it)?;
+            if !found.is_empty() || last.is_none() {
+                return Ok(!found.is_empty());
+            }
+            after = last;
+        }
     }
 
     /// Takes back a device that was missing: brings its metadata up to date and lets it take part again. Its shards
