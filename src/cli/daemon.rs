@@ -189,8 +189,8 @@ impl Daemon {
         let Daemon { session, fs, background, service, server, log } = self;
         let ended = Arc::new(AtomicBool::new(false));
         let signals = signals::on_request_to_end({
-            let (session, fs, ended) = (Arc::clone(&session), Arc::clone(&fs), Arc::clone(&ended));
-            move || end_on_signal(&session, &fs, &ended)
+            let (session, fs) = (Arc::clone(&session), Arc::clone(&fs));
+            move || end_on_signal(&session, &fs)
         })?;
         let keeper = keep(&service, &log, &ended, matches!(voice, Voice::Parent))?;
         let state = service.pool.state();
@@ -229,7 +229,7 @@ fn close(service: &PoolService, background: Option<Background>) -> Result<()> {
 }
 
 /// Unmounts; whoever still has files open loses them, but nothing that was written.
-fn end_on_signal(session: &Session, fs: &Fs, ended: &AtomicBool) {
+fn end_on_signal(session: &Session, fs: &Fs) {
     match session.unmount(false) {
         Ok(()) => return,
         Err(error) => eprintln!("argosfs: told to end: {error}; ending all the same"),
@@ -238,13 +238,9 @@ fn end_on_signal(session: &Session, fs: &Fs, ended: &AtomicBool) {
     if let Ok(root) = std::fs::File::open(session.mountpoint()) {
         let _ = rustix::fs::syncfs(&root);
     }
-    let _ = session.unmount(true);
     let _ = fs.syncfs();
-    // Without open files the lazy unmount has ended it already.
-    std::thread::sleep(Duration::from_millis(100));
-    if !ended.load(Ordering::Acquire) {
-        let _ = session.abort();
-    }
+    let _ = session.abort();
+    let _ = session.unmount(true);
 }
 
 /// How often what reads found bad is repaired and new messages of devices are looked for.

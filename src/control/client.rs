@@ -5,6 +5,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::PidfdFlags;
+
 use super::frame::{self, Kind};
 use super::protocol::{Envelope, Failure, Info, Outcome, PROTOCOL, Request};
 use super::runtime::Runtime;
@@ -68,18 +71,30 @@ impl Client {
     /// As [`Client::call`], and waits until the daemon is gone.
     pub fn call_last(&self, request: &Request, reply: &mut dyn Reply) -> Result<Outcome> {
         let (outcome, mut stream) = self.send(request, reply)?;
+        // Not to be had for a process outside our pid namespace: then the connection has to do.
+        let daemon = peer(&stream).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
         // The daemon never closes this connection itself: the end of it is the end of the process.
         match frame::read(&mut stream) {
-            Ok(_) => Ok(outcome),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(outcome),
-            Err(error) => Err(failed(&self.socket, error)),
+            Err(error) if error.kind() != io::ErrorKind::ConnectionReset => return Err(failed(&self.socket, error)),
+            _ => {}
         }
+        // It closes its files one after the other; the devices are free when it has closed all.
+        if let Some(daemon) = daemon {
+            let mut waiting = [PollFd::new(&daemon, PollFlags::IN)];
+            while rustix::event::poll(&mut waiting, None) == Err(rustix::io::Errno::INTR) {}
+        }
+        Ok(outcome)
     }
 
     fn send(&self, request: &Request, reply: &mut dyn Reply) -> Result<(Outcome, UnixStream)> {
         let stream = UnixStream::connect(&self.socket).map_err(|error| failed(&self.socket, error))?;
         exchange(stream, &self.socket, request, reply)
     }
+}
+
+/// The process that listens at the other end.
+fn peer(stream: &UnixStream) -> Option<rustix::process::Pid> {
+    rustix::net::sockopt::socket_peercred(stream).ok().map(|peer| peer.pid)
 }
 
 fn failed(socket: &Path, error: io::Error) -> Error {

@@ -42,6 +42,7 @@ pub trait Service: Send + Sync {
 pub struct Server {
     path: PathBuf,
     shared: Arc<Shared>,
+    socket: UnixListener,
     listener: thread::JoinHandle<()>,
 }
 
@@ -79,21 +80,22 @@ impl Server {
             stopping: AtomicBool::new(false),
             farewells: Mutex::default(),
         });
+        let socket = listener.try_clone().map_err(failed("make the socket"))?;
         let for_thread = Arc::clone(&shared);
         let listener = thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || accept(&listener, &for_thread))
             .map_err(failed("start the control thread"))?;
-        Ok(Server { path: path.to_path_buf(), shared, listener })
+        Ok(Server { path: path.to_path_buf(), shared, socket, listener })
     }
 
     /// Ends: removes the socket, answers those who asked for the end with `outcome`, and keeps their connections open
     /// until the process is gone.
     pub fn finish(self, outcome: &Result<Outcome>) {
         self.shared.stopping.store(true, Ordering::Release);
-        // The listener waits in accept: a connection wakes it.
-        drop(UnixStream::connect(&self.path));
         let _ = std::fs::remove_file(&self.path);
+        // The listener waits in accept: this wakes it, and refuses whoever comes now.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
         let _ = self.listener.join();
         let farewells = std::mem::take(&mut *self.shared.farewells.lock().unwrap_or_else(PoisonError::into_inner));
         for mut stream in farewells {
@@ -105,7 +107,11 @@ impl Server {
 
 fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
     loop {
-        let stream = match listener.accept() {
+        let accepted = listener.accept();
+        if shared.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Out of descriptors or memory: others will be closed in time.
@@ -115,9 +121,6 @@ fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
                 continue;
             }
         };
-        if shared.stopping.load(Ordering::Acquire) {
-            return;
-        }
         if shared.connections.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS_MAX {
             shared.connections.fetch_sub(1, Ordering::AcqRel);
             continue;

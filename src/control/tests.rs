@@ -134,6 +134,14 @@ fn the_socket_is_for_its_user_alone_and_there_is_one() {
 }
 
 #[test]
+fn the_server_ends_even_when_its_directory_is_gone() {
+    let scratch = Scratch::new("gone");
+    let (_, server) = serve(&scratch);
+    std::fs::remove_dir_all(&scratch.0).expect("removes");
+    server.finish(&finished());
+}
+
+#[test]
 fn a_dead_daemons_socket_is_replaced() {
     let scratch = Scratch::new("dead");
     let runtime = Runtime::at(&scratch.0);

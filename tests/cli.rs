@@ -1,0 +1,360 @@
+//! The commands as a user gives them, on image files; with a real mount where that is possible.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A directory with images, a runtime directory and a mount point; everything is unmounted and removed at the end.
+struct Bench {
+    root: PathBuf,
+}
+
+impl Bench {
+    fn new(name: &str) -> Bench {
+        let root = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("cli-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&root);
+        fs::create_dir_all(root.join("mnt")).expect("creates");
+        fs::create_dir_all(root.join("images")).expect("creates");
+        Bench { root: fs::canonicalize(root).expect("exists") }
+    }
+
+    fn image(&self, at: usize) -> String {
+        self.path(&format!("images/d{at}"))
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.root.join(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    fn mnt(&self) -> String {
+        self.path("mnt")
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_argosfs"))
+            .args(words)
+            .env("ARGOSFS_RUNTIME_DIR", self.root.join("run"))
+            .current_dir(&self.root)
+            .output()
+            .expect("runs")
+    }
+
+    /// Runs a command that must succeed; its standard output.
+    fn ok(&self, words: &[&str]) -> String {
+        let output = self.run(words);
+        assert!(output.status.success(), "{words:?}: {}\n{}", output.status, text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// Runs a command that must fail with `code`; its standard error.
+    fn fails(&self, code: i32, words: &[&str]) -> String {
+        let output = self.run(words);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}{}", text(&output.stdout), text(&output.stderr));
+        text(&output.stderr)
+    }
+
+    fn json(&self, words: &[&str]) -> Value {
+        let output = self.run(words);
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{words:?}: {error}: {}", text(&output.stderr)))
+    }
+
+    fn mkfs(&self, name: &str, devices: usize) {
+        let images: Vec<String> = (0..devices).map(|at| self.image(at)).collect();
+        let mut words = vec!["mkfs", "--name", name, "--size", "64M"];
+        words.extend(images.iter().map(String::as_str));
+        self.ok(&words);
+    }
+
+    fn is_mounted(&self) -> bool {
+        fs::read_to_string("/proc/self/mountinfo").expect("reads").contains(&format!(" {} ", self.mnt()))
+    }
+
+    fn daemon(&self) -> i32 {
+        let pid = self.json(&["--json", "status", &self.mnt()])["mounted"]["pid"].as_i64().expect("a process");
+        i32::try_from(pid).expect("a process id")
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if self.is_mounted() {
+            let _ = self.run(&["umount", "--lazy", &self.mnt()]);
+        }
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Whether mounts are possible here; says so when they are not.
+fn can_mount(test: &str) -> bool {
+    let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !can {
+        eprintln!("!!! {test} SKIPPED: it needs root and /dev/fuse");
+    }
+    can
+}
+
+/// Whether a process has ended; its parent may not have asked after it yet.
+fn is_gone(process: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"));
+    stat.map_or(true, |stat| stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X'])))
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !done() {
+        assert!(began.elapsed() < Duration::from_secs(60), "waited a minute for: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_new_pool_is_healthy_clean_and_says_what_it_is() {
+    let bench = Bench::new("new");
+    let images: Vec<String> = (0..6).map(|at| bench.image(at)).collect();
+    let mut words = vec!["--json", "mkfs", "--name", "tank", "--size", "64M"];
+    words.extend(images.iter().map(String::as_str));
+    let made = bench.json(&words);
+    assert_eq!((made["k"].as_u64(), made["m"].as_u64(), made["can_lose"].as_u64()), (Some(4), Some(2), Some(2)));
+    assert!(made["usable"].as_u64() > Some(150 << 20), "{made}");
+    let status = bench.ok(&["status", &images[3]]);
+    assert!(status.starts_with("tank: HEALTHY, can lose 2 more devices\n"), "{status}");
+    assert_eq!(bench.json(&["--json", "status", "tank", "--search", "images"])["uuid"], made["uuid"]);
+    let uuid = format!("argosfs:{}", made["uuid"].as_str().expect("text"));
+    assert_eq!(bench.json(&["--json", "status", &uuid, "--search", "images"])["name"], "tank");
+    assert!(bench.ok(&["fsck", "--data", &images[0]]).contains("clean"));
+    bench.ok(&["scrub", &images[0]]);
+    bench.ok(&["rebuild", &images[0]]);
+    assert!(bench.ok(&["fsck", &images[0]]).contains("clean"));
+}
+
+#[test]
+fn the_number_of_devices_decides_and_one_is_refused() {
+    let bench = Bench::new("geometry");
+    let made = |bench: &Bench, words: &[&str]| {
+        let mut all = vec!["--json", "mkfs", "--force", "--size", "16M"];
+        all.extend(words);
+        let made = bench.json(&all);
+        (made["k"].as_u64().expect("k"), made["m"].as_u64().expect("m"))
+    };
+    assert_eq!(made(&bench, &["a", "b"]), (1, 1));
+    assert_eq!(made(&bench, &["a", "b", "c"]), (2, 1));
+    assert_eq!(made(&bench, &["--k", "1", "--m", "2", "a", "b", "c"]), (1, 2));
+    assert_eq!(made(&bench, &["--no-redundancy", "a"]), (1, 0));
+    fs::create_dir(bench.path("dir")).expect("creates");
+    assert_eq!(made(&bench, &["a", "dir"]), (1, 1));
+    assert!(Path::new(&bench.path("dir/argosfs.dev")).exists());
+    assert!(bench.fails(64, &["mkfs", "--force", "a"]).contains("--no-redundancy"));
+    assert!(bench.fails(64, &["mkfs", "--k", "4", "--m", "2", "--force", "a", "b"]).contains("needs 6 devices"));
+    assert!(bench.fails(64, &["mkfs", "a", "b"]).contains("--force"), "they hold a pool");
+    assert!(bench.fails(64, &["mkfs", "no1", "no2"]).contains("--size"), "they do not exist");
+    assert!(!Path::new(&bench.path("no1")).exists(), "and were not made");
+}
+
+#[test]
+fn missing_devices_are_named_and_too_many_are_faulted() {
+    let bench = Bench::new("missing");
+    bench.mkfs("tank", 6);
+    for (gone, first_line, code) in [
+        (1, "tank: DEGRADED, can lose 1 more devices", 1),
+        (2, "tank: DEGRADED, can lose 0 more devices", 1),
+        (3, "tank: FAULTED, can lose 0 more devices", 2),
+    ] {
+        fs::rename(bench.image(gone), bench.path(&format!("away{gone}"))).expect("moves");
+        let output = bench.run(&["status", &bench.image(0)]);
+        let shown = text(&output.stdout);
+        assert_eq!((shown.lines().next(), output.status.code()), (Some(first_line), Some(code)), "{shown}");
+        assert!(shown.contains(&bench.image(gone)), "names what is missing: {shown}");
+    }
+    assert_eq!(bench.json(&["--json", "status", &bench.image(0)])["health"], "FAULTED");
+    let refused = bench.fails(69, &["scrub", &bench.image(0)]);
+    assert!(refused.contains(&bench.image(3)), "{refused}");
+    bench.fails(8, &["fsck", &bench.image(0)]);
+    for gone in 1..4 {
+        fs::rename(bench.path(&format!("away{gone}")), bench.image(gone)).expect("moves");
+    }
+    assert!(bench.ok(&["status", &bench.image(0)]).contains("HEALTHY"));
+}
+
+#[test]
+fn what_is_no_pool_is_refused_with_advice() {
+    let bench = Bench::new("refuse");
+    fs::write(bench.path("text"), "not a pool ".repeat(100_000)).expect("writes");
+    assert!(bench.fails(69, &["status", &bench.path("text")]).contains("no ArgosFS label"));
+    assert!(bench.fails(64, &["status", &bench.path("nothing")]).contains("does not exist"));
+    assert!(bench.fails(69, &["status", "nobody"]).contains("--search"));
+    assert!(bench.fails(64, &["status"]).contains("no pool is mounted"));
+    assert!(bench.fails(64, &["umount", &bench.mnt()]).contains("nothing is mounted"));
+    bench.fails(64, &["frobnicate"]);
+    bench.fails(16, &["fsck", "--frobnicate"]);
+    assert!(bench.ok(&["--help"]).contains("Exit codes"));
+    bench.mkfs("tank", 3);
+    let image = fs::OpenOptions::new().write(true).open(bench.image(1)).expect("opens");
+    image.set_len(32 << 20).expect("cuts");
+    let output = bench.run(&["status", &bench.image(0)]);
+    assert_eq!(output.status.code(), Some(1), "a cut image counts as missing: {}", text(&output.stdout));
+    // A label of a format to come: its version is in bytes 8..12, under the checksum, so only the refusal differs.
+    let mut bytes = fs::read(bench.image(2)).expect("reads");
+    for at in [0, 65_536, (64 << 20) - 131_072, (64 << 20) - 65_536] {
+        bytes[at + 8] = 99;
+        let length = 256 + u32::from_le_bytes(bytes[at + 12..at + 16].try_into().expect("four")) as usize;
+        let label = &mut bytes[at..at + length];
+        label[16..20].fill(0);
+        let sum = crc32c::crc32c(label);
+        label[16..20].copy_from_slice(&sum.to_le_bytes());
+    }
+    fs::write(bench.path("newer"), &bytes).expect("writes");
+    assert!(bench.fails(69, &["status", &bench.path("newer")]).contains("newer"));
+}
+
+#[test]
+fn the_export_is_the_same_for_the_same_state() {
+    let bench = Bench::new("export");
+    bench.mkfs("tank", 4);
+    let first = bench.ok(&["export-meta", &bench.image(0)]);
+    assert_eq!(first, bench.ok(&["export-meta", &bench.image(2)]), "whichever device is named");
+    let document: Value = serde_json::from_str(&first).expect("JSON");
+    let covered = &first[..first.rfind("\"blake3\"").expect("a digest")];
+    assert_eq!(document["blake3"].as_str(), Some(blake3::hash(covered.as_bytes()).to_hex().as_str()));
+    let answer = bench.json(&["--json", "export-meta", &bench.image(0), "-o", "out.json"]);
+    assert_eq!(answer["blake3"], document["blake3"]);
+    assert_eq!(fs::read_to_string(bench.path("out.json")).expect("reads"), first);
+}
+
+#[test]
+fn a_pool_mounts_works_and_unmounts() {
+    if !can_mount("a_pool_mounts_works_and_unmounts") {
+        return;
+    }
+    let bench = Bench::new("mount");
+    let mnt = bench.mnt();
+    bench.mkfs("tank", 6);
+    assert!(bench.ok(&["mount", &bench.image(2), &mnt]).contains("is mounted at"));
+    assert!(bench.is_mounted());
+    fs::create_dir(format!("{mnt}/dir")).expect("creates");
+    fs::write(format!("{mnt}/dir/file"), vec![7; 3 << 20]).expect("writes");
+    fs::write(format!("{mnt}/small"), "small").expect("writes");
+    let second = bench.fails(75, &["mount", &bench.image(2), &bench.path("images")]);
+    assert!(second.contains("mounted already"), "{second}");
+    assert!(bench.fails(75, &["mkfs", "--force", &bench.image(0), &bench.image(1)]).contains("in use"));
+    for pool in [mnt.as_str(), "tank", &bench.image(4)] {
+        assert!(bench.ok(&["status", pool]).starts_with("tank: HEALTHY, can lose 2 more devices\n"));
+    }
+    bench.ok(&["sync"]);
+    assert!(bench.ok(&["fsck", "--data"]).contains("clean"));
+    bench.ok(&["scrub"]);
+    let open = fs::File::open(format!("{mnt}/small")).expect("opens");
+    assert!(bench.fails(75, &["umount", &mnt]).contains("in use") && bench.is_mounted());
+    drop(open);
+    let daemon = bench.daemon();
+    let live = bench.ok(&["export-meta", &mnt]);
+    bench.ok(&["umount", &mnt]);
+    assert!(!bench.is_mounted());
+    assert!(is_gone(daemon), "umount returns when the daemon is gone");
+    assert!(bench.ok(&["fsck", "--data", &bench.image(0)]).contains("clean"));
+    let inodes = |export: &str| serde_json::from_str::<Value>(export).expect("JSON")["tables"]["dentries"].clone();
+    assert_eq!(inodes(&live), inodes(&bench.ok(&["export-meta", &bench.image(0)])));
+
+    bench.ok(&["mount", "tank", &mnt, "--search", "images", "-o", "ro"]);
+    assert_eq!(fs::read(format!("{mnt}/dir/file")).expect("reads"), vec![7; 3 << 20]);
+    assert!(fs::write(format!("{mnt}/new"), "x").is_err(), "read-only");
+    bench.ok(&["umount", "tank"]);
+    assert!(bench.fails(64, &["mount", &bench.image(0), &mnt, "-o", "bogus"]).contains("bogus"));
+}
+
+#[test]
+fn a_killed_daemon_loses_nothing_that_was_synced() {
+    if !can_mount("a_killed_daemon_loses_nothing_that_was_synced") {
+        return;
+    }
+    let bench = Bench::new("kill");
+    let mnt = bench.mnt();
+    bench.mkfs("tank", 4);
+    for round in 0..3 {
+        bench.ok(&["mount", &bench.image(0), &mnt]);
+        for earlier in 0..round {
+            let read = fs::read(format!("{mnt}/round{earlier}")).expect("is there");
+            assert_eq!(read, vec![earlier as u8; 500_000]);
+        }
+        fs::write(format!("{mnt}/round{round}"), vec![round as u8; 500_000]).expect("writes");
+        bench.ok(&["sync", &mnt]);
+        let _ = fs::write(format!("{mnt}/unsynced{round}"), vec![9; 100_000]);
+        let pid = rustix::process::Pid::from_raw(bench.daemon()).expect("a process");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("kills");
+        wait_until("the mount to be dead", || fs::metadata(&mnt).is_err());
+        // The next mount takes the dead one's place.
+    }
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    assert_eq!(fs::read(format!("{mnt}/round2")).expect("is there"), vec![2; 500_000]);
+    bench.ok(&["umount", &mnt]);
+    assert!(bench.ok(&["fsck", "--data", &bench.image(0)]).contains("clean"));
+}
+
+#[test]
+fn a_daemon_told_to_end_unmounts_cleanly() {
+    if !can_mount("a_daemon_told_to_end_unmounts_cleanly") {
+        return;
+    }
+    let bench = Bench::new("term");
+    let mnt = bench.mnt();
+    bench.mkfs("tank", 4);
+    for busy in [false, true] {
+        bench.ok(&["mount", &bench.image(0), &mnt]);
+        fs::write(format!("{mnt}/file{busy}"), vec![5; 200_000]).expect("writes");
+        let held = busy.then(|| fs::File::open(format!("{mnt}/file{busy}")).expect("opens"));
+        let daemon = bench.daemon();
+        let pid = rustix::process::Pid::from_raw(daemon).expect("a process");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signals");
+        wait_until("the daemon to end", || is_gone(daemon));
+        assert!(!bench.is_mounted());
+        drop(held);
+    }
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    for busy in [false, true] {
+        assert_eq!(fs::read(format!("{mnt}/file{busy}")).expect("reads"), vec![5; 200_000]);
+    }
+    bench.ok(&["umount", &mnt]);
+}
+
+#[test]
+fn devices_are_lost_replaced_and_taken_back() {
+    if !can_mount("devices_are_lost_replaced_and_taken_back") {
+        return;
+    }
+    let bench = Bench::new("replace");
+    let mnt = bench.mnt();
+    bench.mkfs("tank", 6);
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    let content: Vec<u8> = (0..8_000_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    fs::write(format!("{mnt}/file"), &content).expect("writes");
+    bench.ok(&["sync"]);
+    bench.ok(&["umount", &mnt]);
+    fs::remove_file(bench.image(1)).expect("removes");
+    fs::rename(bench.image(4), bench.path("away")).expect("moves");
+    bench.ok(&["mount", &bench.image(0), &mnt, "-o", "degraded"]);
+    assert_eq!(bench.run(&["status"]).status.code(), Some(1));
+    assert_eq!(fs::read(format!("{mnt}/file")).expect("reads"), content);
+    fs::write(format!("{mnt}/while-degraded"), &content[..3_000_000]).expect("writes");
+    bench.ok(&["device", "replace", &bench.image(1), &bench.path("images/fresh")]);
+    bench.ok(&["umount", &mnt]);
+    fs::rename(bench.path("away"), bench.image(4)).expect("moves back");
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    bench.ok(&["rebuild"]);
+    let status = bench.ok(&["status"]);
+    assert!(status.starts_with("tank: HEALTHY, can lose 2 more devices\n"), "{status}");
+    assert!(bench.ok(&["fsck", "--data"]).contains("clean"));
+    assert_eq!(fs::read(format!("{mnt}/while-degraded")).expect("reads"), content[..3_000_000]);
+    bench.ok(&["umount", &mnt]);
+    fs::remove_file(bench.image(0)).expect("removes");
+    fs::remove_file(bench.image(2)).expect("removes");
+    bench.ok(&["mount", &bench.path("images/fresh"), &mnt, "-o", "degraded"]);
+    assert_eq!(fs::read(format!("{mnt}/file")).expect("reads"), content, "two others lost after the repair");
+    bench.ok(&["umount", &mnt]);
+}
