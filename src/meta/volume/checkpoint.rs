@@ -2,7 +2,7 @@
 
 use super::redb_header;
 use super::table::Changes;
-use super::{Core, lock, ring, write};
+use super::{Core, lock, write};
 use crate::base::{BLOCK_SIZE, Error, Result};
 use crate::format::log::{Checkpoint, Kind};
 use std::sync::atomic::Ordering;
@@ -72,7 +72,7 @@ impl Core {
         let mut log = lock(&self.log);
         log.flushed();
         let unit = Checkpoint { header: header.to_vec(), digests, changed: changes.blocks.clone() }.encode();
-        if ring::unit_blocks(unit.len()) > log.free() {
+        if log.unit_blocks(unit.len()) > log.free() {
             return Err(Error::corrupt("the log has no room for a checkpoint"));
         }
         let anchor = log.anchor();

@@ -42,6 +42,15 @@ impl Run {
     }
 }
 
+/// What [`Core::mend`] did.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mended {
+    /// The block changed meanwhile, or is right.
+    Needless,
+    Done,
+    Failed,
+}
+
 impl State {
     /// What redb wrote last, while it is still in memory.
     pub fn in_memory(&self, block: u64) -> Option<&Block> {
@@ -180,7 +189,6 @@ impl Core {
             return Err(Error::corrupt(format!("no replica has metadata block {first} right{why}")));
         }
         for (replica, wrong) in bad {
-            self.counters.bad.fetch_add(wrong.len() as u64, Ordering::Relaxed);
             for at in wrong {
                 self.mend(run, &replica, at, &blocks[at]);
             }
@@ -193,26 +201,28 @@ impl Core {
         run.offset(replica).and_then(read).is_ok() && sum(&block.0) == run.sums[at]
     }
 
-    /// Rewrites a block that one replica has wrong, unless it changed meanwhile; true when that was done. Durable with the next
-    /// flush; until then it would be found and mended again.
-    pub fn mend(&self, run: &Run, replica: &Replica, at: usize, content: &Block) -> bool {
-        if self.options.read_only || self.check().is_err() {
-            return false;
-        }
-        let Some(one) = run.one(at) else { return false };
+    /// Rewrites a block that one replica has wrong, if that is still so. Durable with the next flush; until then it would be
+    /// found and mended again.
+    pub fn mend(&self, run: &Run, replica: &Replica, at: usize, content: &Block) -> Mended {
+        let Some(one) = run.one(at) else { return Mended::Needless };
         let _io = lock(&self.io);
-        if !self.unchanged(&one) {
-            return false;
+        let mut there = Block::zeroed();
+        if !self.unchanged(&one) || self.read_one(&one, replica, 0, &mut there) {
+            return Mended::Needless;
+        }
+        self.counters.bad.fetch_add(1, Ordering::Relaxed);
+        if self.options.read_only || self.check().is_err() {
+            return Mended::Failed;
         }
         match one.offset(replica).and_then(|offset| replica.device.write_at(offset, &[&content.0])) {
             Ok(()) => {
                 self.counters.repaired.fetch_add(1, Ordering::Relaxed);
-                true
+                Mended::Done
             }
             Err(error) => {
                 // When that fails too, the volume is poisoned; the block was read all the same.
                 let _ = self.drop_replica(replica.id, error);
-                false
+                Mended::Failed
             }
         }
     }

@@ -87,6 +87,8 @@ pub struct VolumeOptions {
     pub checkpoint_redo: Bytes,
     /// bytes of home changed since the last one. (And a log about to be full.)
     pub checkpoint_changed: Bytes,
+    /// The most one entry of the log carries; what is longer is split. No more than 4 MiB.
+    pub entry_limit: Bytes,
     /// Nothing is written to any device.
     pub read_only: bool,
     /// A random number, new for every opening.
@@ -103,6 +105,7 @@ impl VolumeOptions {
             checkpoint_groups: 20_000,
             checkpoint_redo: Bytes(32 << 20),
             checkpoint_changed: Bytes(64 << 20),
+            entry_limit: Bytes(log::MAX_PAYLOAD as u64),
             read_only: false,
             salt,
         }
@@ -332,7 +335,7 @@ impl Core {
         let mut unit = Vec::with_capacity(len);
         groups.iter().for_each(|group| log::put_group(&mut unit, group.txn.0, &group.changes));
         let mut ring = lock(&self.log);
-        let need = ring::unit_blocks(unit.len()) + self.checkpoint_room(&ring);
+        let need = ring.unit_blocks(unit.len()) + self.checkpoint_room(&ring);
         if need > ring.free() && need <= ring.free_soon() {
             self.flush_all()?;
             ring.flushed();
@@ -357,7 +360,7 @@ impl Core {
             (state.table.chunks.len(), state.table.changed())
         };
         let bound = Checkpoint::bound(chunks + 1, self.geometry.pages as usize, changed);
-        (ring.capacity / 4).max(ring::unit_blocks(bound) * 2)
+        (ring.capacity / 4).max(ring.unit_blocks(bound) * 2)
     }
 
     fn wants_checkpoint(&self) -> bool {

@@ -46,6 +46,7 @@ impl Volume {
         let root = Root { generation: 0, replicas: roots.clone(), spare: Vec::new() };
         let ring = Ring {
             capacity: u64::from(options.log_blocks) - ANCHORS,
+            entry_limit: entry_limit(&options),
             volume,
             life: 1,
             salt: options.salt,
@@ -100,6 +101,7 @@ impl Volume {
 
         let ring = Ring {
             capacity,
+            entry_limit: entry_limit(&options),
             volume: root.volume,
             life: log.end.life.saturating_add(1),
             salt: options.salt,
@@ -146,6 +148,10 @@ impl Volume {
     }
 }
 
+fn entry_limit(options: &VolumeOptions) -> usize {
+    options.entry_limit.0.clamp(BLOCK_SIZE, log::MAX_PAYLOAD as u64) as usize
+}
+
 pub fn absent(id: DeviceId) -> Error {
     Error::Unavailable(format!("device {id}, which holds metadata, is not present"))
 }
@@ -190,7 +196,7 @@ fn core(
 }
 
 /// The live replicas that are there, checked against what the root says.
-fn present(host: &dyn VolumeHost, root: &MetaRoot, live: &[DeviceId]) -> Result<Vec<Arc<Replica>>> {
+pub fn present(host: &dyn VolumeHost, root: &MetaRoot, live: &[DeviceId]) -> Result<Vec<Arc<Replica>>> {
     let log_blocks = root.replicas.first().map_or(0, |replica| replica.log_blocks);
     let mut replicas: Vec<Arc<Replica>> = Vec::new();
     for entry in root.replicas.iter().filter(|entry| !entry.stale && live.contains(&DeviceId(entry.device))) {

@@ -9,6 +9,7 @@ const GOD_BYTE: usize = 9;
 const PRIMARY_BIT: u8 = 1;
 const SLOTS: usize = 64;
 const SLOT: usize = 128;
+const TRANSACTION: usize = 104;
 
 fn u32_at(header: &[u8; LEN], at: usize) -> u64 {
     header
@@ -17,12 +18,14 @@ fn u32_at(header: &[u8; LEN], at: usize) -> u64 {
         .map_or(0, |bytes| u64::from(u32::from_le_bytes(bytes)))
 }
 
-/// Which slot is primary, and its bytes: what makes one durable state differ from another. `None` when the magic is missing,
-/// as it is while redb sets up a new file.
+/// Which slot is primary, and its bytes: what makes one durable state differ from another. `None` while nothing was committed:
+/// without the magic, or with the empty commit 0 that redb starts from.
 pub fn commit(header: &[u8; LEN]) -> Option<(u8, &[u8])> {
     let primary = header[GOD_BYTE] & PRIMARY_BIT;
     let from = SLOTS + SLOT * usize::from(primary);
-    header.starts_with(&MAGIC).then(|| (primary, header.get(from..from + SLOT).unwrap_or_default()))
+    let slot = header.get(from..from + SLOT)?;
+    let transaction = slot.get(TRANSACTION..TRANSACTION + 8)?;
+    (header.starts_with(&MAGIC) && *transaction != [0; 8]).then_some((primary, slot))
 }
 
 /// Whether both headers hold the same two commits and point to the same one: what differs is flags and the layout.

@@ -1,7 +1,7 @@
 //! Bringing replicas up, letting them go, and checking all of them.
 
 use super::block::{Block, EMPTY, LOST, sum, zeroed};
-use super::home::Run;
+use super::home::{Mended, Run};
 use super::recover;
 use super::replicas::Replica;
 use super::table::digest;
@@ -315,10 +315,11 @@ impl Core {
             let Some(one) = group.first().and_then(|(at, _)| run.one(*at)) else { continue };
             match self.read_run(&one) {
                 Ok(content) => {
-                    report.bad += group.len() as u64;
+                    let Some(content) = content.first() else { continue };
                     for (_, replica) in group {
-                        let mended = content.first().is_some_and(|content| self.mend(&one, replica, 0, content));
-                        report.repaired += u64::from(mended);
+                        let mended = self.mend(&one, replica, 0, content);
+                        report.bad += u64::from(mended != Mended::Needless);
+                        report.repaired += u64::from(mended == Mended::Done);
                     }
                 }
                 Err(_) if self.unchanged(&one) => report.unreadable.push(one.block),

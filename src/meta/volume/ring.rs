@@ -9,13 +9,15 @@
 use super::block::{BLOCK, Block, zeroed};
 use super::replicas::{Piece, Replica};
 use crate::base::{BLOCK_SIZE, Result};
-use crate::format::log::{ANCHORS, Anchor, EntryHead, HEAD, Kind, Link, MAX_PAYLOAD, entry_blocks};
+use crate::format::log::{ANCHORS, Anchor, EntryHead, HEAD, Kind, Link, entry_blocks};
 use zerocopy::IntoBytes;
 
 /// The head of the log: where the next entry goes and what it must name.
 pub struct Ring {
     /// Blocks between the anchors and the end.
     pub capacity: u64,
+    /// The most an entry carries.
+    pub entry_limit: usize,
     pub volume: u64,
     pub life: u32,
     pub salt: u64,
@@ -62,14 +64,21 @@ impl Ring {
         Anchor { volume: self.volume, seq: self.seq, position: self.position, life: self.life, previous: self.link }
     }
 
+    /// Blocks a unit of so many bytes takes.
+    pub fn unit_blocks(&self, len: usize) -> u64 {
+        let whole = (len / self.entry_limit) as u64;
+        let rest = len % self.entry_limit;
+        whole * entry_blocks(self.entry_limit) + if rest > 0 || whole == 0 { entry_blocks(rest) } else { 0 }
+    }
+
     /// Frames a unit and moves on; it has to be written now.
     pub fn frame(&mut self, kind: Kind, unit: &[u8]) -> Frames {
-        let mut frames = Frames { position: self.position, blocks: zeroed(unit_blocks(unit.len()) as usize) };
+        let mut frames = Frames { position: self.position, blocks: zeroed(self.unit_blocks(unit.len()) as usize) };
         let bytes = frames.blocks.as_mut_slice().as_mut_bytes();
         let mut at = 0;
         let mut rest = unit;
         loop {
-            let (payload, tail) = rest.split_at(rest.len().min(MAX_PAYLOAD));
+            let (payload, tail) = rest.split_at(rest.len().min(self.entry_limit));
             let mut head = EntryHead {
                 kind,
                 more: !tail.is_empty(),
@@ -95,13 +104,6 @@ impl Ring {
             }
         }
     }
-}
-
-/// Blocks a unit of so many bytes takes.
-pub fn unit_blocks(len: usize) -> u64 {
-    let whole = (len / MAX_PAYLOAD) as u64;
-    let rest = len % MAX_PAYLOAD;
-    whole * entry_blocks(MAX_PAYLOAD) + if rest > 0 || whole == 0 { entry_blocks(rest) } else { 0 }
 }
 
 /// Where blocks of the log go on a replica: one piece, or two where the ring ends in between.

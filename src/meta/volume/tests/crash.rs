@@ -70,7 +70,7 @@ fn acknowledged_transactions_survive_two_crashes() {
 #[test]
 fn every_moment_of_a_short_run() {
     let mut prng = Prng::new(5);
-    let setup = Setup { devices: 2, replicas: 2, chunk_blocks: 40, log_blocks: 64, dirty_blocks: 20, cache: 128 << 10 };
+    let setup = Setup { chunk_blocks: 40, log_blocks: 64, dirty_blocks: 20, cache: 128 << 10, ..SMALL };
     let world = SimWorld::new(5, setup.devices, 64 << 20);
     let mut store = Store::format(setup, world.clone(), &mut prng).unwrap();
     let begin = world.record();
@@ -87,5 +87,32 @@ fn every_moment_of_a_short_run() {
             let store = recovered(&what, 5, Store::open(setup, state, present, &history, &mut prng));
             check(&what, 5, &store, timeline.bounds(at));
         }
+    }
+}
+
+/// Until the first checkpoint is durable there is no volume, and an opening says so; from then on there is one.
+#[test]
+fn every_moment_of_formatting() {
+    for seed in 0..2 {
+        let mut prng = Prng::new(seed);
+        let setup = Setup { chunk_blocks: 40, ..SMALL };
+        let world = SimWorld::new(seed, setup.devices, 64 << 20);
+        // Whatever was on the devices before.
+        (0..setup.devices).for_each(|device| world.corrupt(device, 0..1 << 20));
+        let store = Store::format(setup, world.clone(), &mut prng).unwrap();
+        let history = store.history.clone();
+        drop(store);
+        let mut opened = 0;
+        for at in 0..=world.record() {
+            let state = world.crash_state(at, &mut prng);
+            match Store::open(setup, state, &[0, 1], &history, &mut prng) {
+                Ok(store) => {
+                    assert_eq!(store.last(), 1);
+                    opened += 1;
+                }
+                Err(error) => assert!(matches!(error, crate::base::Error::Unavailable(_)), "crash at {at}: {error}"),
+            }
+        }
+        assert!(opened > 0 && Store::open(setup, world.fork(), &[0, 1], &history, &mut prng).is_ok());
     }
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::device::sim::{Fault, On};
 
-const SIZE: u64 = 64 << 20;
+const SIZE: u64 = 32 << 20;
 /// Where labels end and metadata begins.
 const BEGIN: u64 = 8 * 4096;
 
@@ -178,11 +178,11 @@ fn rot_zeros_and_noise_on_one_replica_are_mended() {
         let end = BEGIN + prng.below(SIZE - BEGIN) / 4096 * 4096;
         let what = match prng.below(4) {
             0 => {
-                world.zero(victim, BEGIN..SIZE);
+                world.zero(victim, BEGIN..BEGIN + (4 << 20));
                 "zeroed"
             }
             1 => {
-                world.corrupt(victim, BEGIN..end.min(BEGIN + (8 << 20)));
+                world.corrupt(victim, BEGIN..end.min(BEGIN + (2 << 20)));
                 "noise"
             }
             2 => {

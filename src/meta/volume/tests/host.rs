@@ -47,6 +47,8 @@ impl Label {
 struct Inner {
     label: Label,
     next: Vec<u64>,
+    /// What was given back: device, first block, blocks.
+    free: Vec<(u16, u64, u64)>,
 }
 
 impl Inner {
@@ -69,7 +71,7 @@ impl Host {
         let next = vec![2 * SLOT; world.len()];
         let label = Label { epoch: 1, members, ..Label::default() };
         let present = (0..world.len()).collect();
-        Arc::new(Host { devices: world.devices(), present, inner: Mutex::new(Inner { label, next }) })
+        Arc::new(Host { devices: world.devices(), present, inner: Mutex::new(Inner { label, next, free: Vec::new() }) })
     }
 
     /// What a pool does before it opens the metadata: finds the newest epoch, who belongs to it, and makes a new one when
@@ -103,7 +105,7 @@ impl Host {
             newest.members.clone_from(&live);
         }
         let root = newest.root.clone();
-        let inner = Mutex::new(Inner { label: newest, next });
+        let inner = Mutex::new(Inner { label: newest, next, free: Vec::new() });
         let host = Arc::new(Host { devices, present: present.to_vec(), inner });
         if changed {
             host.write_labels(&mut host.inner.lock().unwrap())?;
@@ -149,6 +151,9 @@ impl VolumeHost for Host {
 
     fn allocate(&self, device: DeviceId, blocks: Blocks) -> Result<BlockNo> {
         let mut inner = self.inner.lock().unwrap();
+        if let Some(at) = inner.free.iter().position(|(id, _, count)| (*id, *count) == (device.0, blocks.0)) {
+            return Ok(BlockNo(inner.free.swap_remove(at).1));
+        }
         let slot = &mut inner.next[usize::from(device.0)];
         let first = *slot;
         if (first + blocks.0) * BLOCK_SIZE > self.devices[usize::from(device.0)].size() {
@@ -156,6 +161,10 @@ impl VolumeHost for Host {
         }
         *slot += blocks.0;
         Ok(BlockNo(first))
+    }
+
+    fn release(&self, device: DeviceId, first: BlockNo, blocks: Blocks) {
+        self.inner.lock().unwrap().free.push((device.0, first.0, blocks.0));
     }
 
     fn store_root(&self, root: &MetaRoot) -> Result<()> {

@@ -1,5 +1,6 @@
 //! redb over a volume over simulated devices, driven like the metadata store drives it, against a model.
 
+mod behaviour;
 mod crash;
 mod faults;
 mod host;
@@ -28,8 +29,20 @@ struct Setup {
     chunk_blocks: u32,
     log_blocks: u32,
     dirty_blocks: u64,
+    entry_limit: u64,
     cache: usize,
 }
+
+/// Two replicas, and room.
+const SMALL: Setup = Setup {
+    devices: 2,
+    replicas: 2,
+    chunk_blocks: 300,
+    log_blocks: 400,
+    dirty_blocks: 100,
+    entry_limit: 8192,
+    cache: 1 << 20,
+};
 
 impl Setup {
     fn random(prng: &mut Prng) -> Setup {
@@ -40,6 +53,7 @@ impl Setup {
             chunk_blocks: [8, 40, 300, 1100][prng.below(4) as usize],
             log_blocks: [64, 100, 400][prng.below(3) as usize],
             dirty_blocks: [1, 8, 10_000][prng.below(3) as usize],
+            entry_limit: [4096, 20_000, 4 << 20][prng.below(3) as usize],
             cache: [16 << 10, 128 << 10, 4 << 20][prng.below(3) as usize],
         }
     }
@@ -50,6 +64,7 @@ impl Setup {
             log_blocks: self.log_blocks,
             dirty_limit: Bytes(self.dirty_blocks * 4096),
             checkpoint_groups: 1000,
+            entry_limit: Bytes(self.entry_limit),
             ..VolumeOptions::new(prng.next())
         }
     }
@@ -208,7 +223,7 @@ impl Store {
             .collect();
         drop(read);
         assert!(rows? == model(&history), "the rows are not those of transaction {last}");
-        let timeline = Timeline { committed: vec![(0, last)], durable: vec![(opened, last)] };
+        let timeline = Timeline { committed: vec![(opened, last)], durable: vec![(opened, last)] };
         Ok(Store { world, host, volume, db: Some(db), pending: Vec::new(), history, timeline })
     }
 
@@ -292,8 +307,7 @@ fn subset(all: &[usize], prng: &mut Prng) -> Vec<usize> {
 #[test]
 fn it_works_at_all() {
     let mut prng = Prng::new(1);
-    let setup =
-        Setup { devices: 2, replicas: 2, chunk_blocks: 300, log_blocks: 400, dirty_blocks: 100, cache: 1 << 20 };
+    let setup = SMALL;
     let world = SimWorld::new(1, setup.devices, 64 << 20);
     let mut store = Store::format(setup, world.clone(), &mut prng).unwrap();
     store.steps(200, &mut prng).unwrap();
