@@ -5,6 +5,7 @@ use super::table::Changes;
 use super::{Core, lock, write};
 use crate::base::{BLOCK_SIZE, Error, Result};
 use crate::format::log::{Checkpoint, Kind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use zerocopy::IntoBytes;
 
@@ -34,6 +35,8 @@ impl Core {
         if self.options.read_only {
             return Err(Error::ReadOnly);
         }
+        // Before anything has begun, a lack of space is only that.
+        self.house()?;
         {
             let mut state = write(&self.state);
             state.announced = true;
@@ -63,9 +66,11 @@ impl Core {
     fn publish_steps(&self) -> Result<()> {
         let _io = lock(&self.io);
         let (batch, (header, changes, digests)) = self.take_dirty(|state| {
+            state.writing = Arc::new(std::mem::take(&mut state.dirty));
             let changes = state.table.take_changes();
             (state.header, changes, state.table.digests())
         });
+        self.house()?;
         self.write_out(&batch)?;
         // This flush also covers the sums areas and the anchor of the checkpoint before.
         self.flush_all()?;

@@ -242,10 +242,10 @@ impl Core {
         if end.is_none_or(|end| end > read(&self.state).len) {
             return Err(Error::Invalid("a write beyond the end of the metadata"));
         }
-        self.map(first, blocks.len() as u64)?;
         let full = {
             let mut state = write(&self.state);
             for (number, content, sum) in blocks {
+                state.table.map(number)?;
                 state.table.set(number, sum);
                 state.dirty.insert(number, content);
             }
@@ -254,31 +254,7 @@ impl Core {
         if full && !self.options.read_only { self.write_back() } else { Ok(()) }
     }
 
-    /// Maps the chunks of a range of blocks.
-    fn map(&self, first: u64, count: u64) -> Result<()> {
-        let locate = |block| self.geometry.locate(block).ok_or(Error::FileTooLarge);
-        let Some(last) = count.checked_sub(1).and_then(|more| first.checked_add(more)) else { return Ok(()) };
-        let (from, to) = (locate(first)?.0, locate(last)?.0);
-        for number in from..=to {
-            if read(&self.state).table.chunks.contains_key(&number) {
-                continue;
-            }
-            let mut root = lock(&self.root);
-            if read(&self.state).table.chunks.contains_key(&number) {
-                continue;
-            }
-            let homes = match root.spare.pop() {
-                Some(homes) => homes,
-                None => self.allocate_chunk()?,
-            };
-            // Read-only, the chunk is in memory alone.
-            let chunk = Chunk::empty(self.geometry, homes, self.options.read_only);
-            write(&self.state).table.chunks.insert(number, chunk);
-        }
-        Ok(())
-    }
-
-    /// Takes space ahead for so many chunks.
+    /// Takes space ahead, so that so many chunks are at hand.
     pub fn reserve(&self, chunks: usize) -> Result<()> {
         let mut root = lock(&self.root);
         while root.spare.len() < chunks {
@@ -288,11 +264,20 @@ impl Core {
         Ok(())
     }
 
+    /// Chunks that should be at hand and are not: those that have no place yet, and those that redb may write to before
+    /// anybody can be asked again.
+    pub fn lacking_chunks(&self) -> usize {
+        let spare = lock(&self.root).spare.len();
+        let state = read(&self.state);
+        let all = state.len.div_ceil(u64::from(self.geometry.data) * BLOCK_SIZE) as usize;
+        let ahead = self.options.write_ahead.0.div_ceil(u64::from(self.geometry.data) * BLOCK_SIZE) as usize;
+        // redb doubles its file when it grows.
+        let unmapped = all.saturating_sub(state.table.chunks.len()) + all;
+        (state.table.homeless() + ahead.min(unmapped) + 1).saturating_sub(spare)
+    }
+
     /// Space for a chunk on every replica. The caller holds the root's lock, so no replica comes or goes.
     fn allocate_chunk(&self) -> Result<Vec<(DeviceId, BlockNo)>> {
-        if self.options.read_only {
-            return Ok(Vec::new());
-        }
         let blocks = Blocks(u64::from(self.geometry.chunk));
         let mut homes = Vec::new();
         for replica in self.writers() {
@@ -307,23 +292,54 @@ impl Core {
         Ok(homes)
     }
 
-    /// Writes dirty blocks back to every replica. Not durable by itself.
+    /// Gives chunks that have no place on the devices one. On an error some may still be without.
+    pub fn house(&self) -> Result<()> {
+        if read(&self.state).table.homeless() == 0 {
+            return Ok(());
+        }
+        let mut root = lock(&self.root);
+        let homeless = read(&self.state).table.all_homeless();
+        for number in homeless {
+            let homes = match root.spare.pop() {
+                Some(homes) => homes,
+                None => self.allocate_chunk()?,
+            };
+            write(&self.state).table.house(number, homes);
+        }
+        Ok(())
+    }
+
+    /// Writes dirty blocks back to every replica. Not durable by itself. Blocks of chunks for which there is no space stay in
+    /// memory, for the next time.
     pub fn write_back(&self) -> Result<()> {
         if self.options.read_only {
             return Ok(());
         }
         self.check()?;
         let _io = lock(&self.io);
-        let (batch, _) = self.take_dirty(|_| ());
+        match self.house() {
+            Ok(()) | Err(Error::NoSpace) => {}
+            Err(error) => return Err(error),
+        }
+        let (batch, ()) = self.take_dirty(|state| {
+            if state.table.homeless() > 0 {
+                let State { dirty, table, .. } = state;
+                let all = std::mem::take(dirty).into_iter();
+                let (housed, rest) = all.partition(|(block, _)| table.is_housed(*block));
+                state.writing = Arc::new(housed);
+                state.dirty = rest;
+            } else {
+                state.writing = Arc::new(std::mem::take(&mut state.dirty));
+            }
+        });
         self.write_out(&batch)
     }
 
-    /// Moves the dirty blocks to those on their way, and calls `at_once` under the same lock. The caller holds `io`.
-    pub fn take_dirty<T>(&self, at_once: impl FnOnce(&mut State) -> T) -> (Arc<Dirty>, T) {
+    /// Lets `take` move dirty blocks to those on their way. The caller holds `io`.
+    pub fn take_dirty<T>(&self, take: impl FnOnce(&mut State) -> T) -> (Arc<Dirty>, T) {
         let mut state = write(&self.state);
         // After a failure the volume is poisoned and nothing gets here, so nothing is on its way now.
-        state.writing = Arc::new(std::mem::take(&mut state.dirty));
-        let answer = at_once(&mut state);
+        let answer = take(&mut state);
         (state.writing.clone(), answer)
     }
 
@@ -375,7 +391,7 @@ impl Core {
     /// Stores the root when chunks were mapped since.
     fn store_new_chunks(&self) -> Result<()> {
         let mut root: std::sync::MutexGuard<'_, Root> = lock(&self.root);
-        if read(&self.state).table.chunks.values().all(|chunk| chunk.stored) {
+        if read(&self.state).table.chunks.values().all(|chunk| chunk.stored || chunk.homes.is_empty()) {
             return Ok(());
         }
         self.store_root(&mut root)

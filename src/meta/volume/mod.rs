@@ -87,6 +87,8 @@ pub struct VolumeOptions {
     pub checkpoint_redo: Bytes,
     /// bytes of home changed since the last one. (And a log about to be full.)
     pub checkpoint_changed: Bytes,
+    /// The most that redb keeps from the volume until a commit: half of its cache.
+    pub write_ahead: Bytes,
     /// The most one entry of the log carries; what is longer is split. No more than 4 MiB.
     pub entry_limit: Bytes,
     /// Nothing is written to any device.
@@ -105,6 +107,7 @@ impl VolumeOptions {
             checkpoint_groups: 20_000,
             checkpoint_redo: Bytes(32 << 20),
             checkpoint_changed: Bytes(64 << 20),
+            write_ahead: Bytes(48 << 20),
             entry_limit: Bytes(log::MAX_PAYLOAD as u64),
             read_only: false,
             salt,
@@ -129,6 +132,8 @@ pub struct VolumeStats {
     pub changed_blocks: u64,
     pub log_capacity: Blocks,
     pub log_used: Blocks,
+    /// No anchor of the log led to its newest checkpoint when the volume was opened: more went wrong than a power cut.
+    pub log_scanned: bool,
     /// Redo since the last checkpoint.
     pub redo_groups: u64,
     pub redo_bytes: Bytes,
@@ -200,6 +205,7 @@ struct Core {
     geometry: Geometry,
     volume: u64,
     log_capacity: u64,
+    log_scanned: bool,
     replicas: RwLock<Vec<Arc<Replica>>>,
     /// One replica is brought up or let go at a time.
     resyncing: Mutex<()>,
@@ -258,12 +264,18 @@ impl Volume {
         self.core.write_back()
     }
 
-    /// Takes space ahead for so many chunks, so that a lack of it is told before a transaction starts and not inside redb.
+    /// How many chunks the host should have space for and the volume has not taken yet. To be asked before each transaction: a
+    /// lack of space is told there and not inside redb. While it lasts, what cannot be written back stays in memory.
+    pub fn lacking_chunks(&self) -> usize {
+        self.core.lacking_chunks()
+    }
+
+    /// Takes space from the host until so many chunks are at hand.
     pub fn reserve(&self, chunks: usize) -> Result<()> {
         self.core.reserve(chunks)
     }
 
-    /// Chunks that can be mapped without asking the host.
+    /// Chunks at hand: taken from the host and not in use yet.
     pub fn spare_chunks(&self) -> usize {
         lock(&self.core.root).spare.len()
     }
@@ -352,15 +364,16 @@ impl Core {
         Ok(Appended::Durable)
     }
 
-    /// Blocks of the log kept for the next checkpoint: what it would need now, or a quarter of the ring, as redb may hold
-    /// back more changes.
+    /// Blocks of the log kept for the next checkpoint: what it would need with all that redb may hold back, and never less than
+    /// a quarter of the ring.
     fn checkpoint_room(&self, ring: &Ring) -> u64 {
         let (chunks, changed) = {
             let state = read(&self.state);
-            (state.table.chunks.len(), state.table.changed())
+            let held_back = self.options.write_ahead.0.min(state.len.saturating_mul(2)) / BLOCK as u64;
+            (state.table.chunks.len() + 1, state.table.changed() + held_back as usize)
         };
-        let bound = Checkpoint::bound(chunks + 1, self.geometry.pages as usize, changed);
-        (ring.capacity / 4).max(ring.unit_blocks(bound) * 2)
+        let bound = ring.unit_blocks(Checkpoint::bound(chunks, self.geometry.pages as usize, changed));
+        bound.clamp(ring.capacity / 4, ring.capacity / 2)
     }
 
     fn wants_checkpoint(&self) -> bool {
@@ -391,6 +404,7 @@ impl Core {
             changed_blocks: state.table.changed() as u64,
             log_capacity: Blocks(ring.capacity),
             log_used: Blocks(ring.position - ring.tail),
+            log_scanned: self.log_scanned,
             redo_groups: ring.groups,
             redo_bytes: Bytes(ring.redo_bytes),
             checkpoints: self.counters.checkpoints.load(Ordering::Relaxed),

@@ -122,7 +122,8 @@ impl Volume {
             entry.stale |= !present;
         }
         let read_only = options.read_only;
-        let core = core(host, options, geometry, replicas.clone(), names, ring, table);
+        let mut core = core(host, options, geometry, replicas.clone(), names, ring, table);
+        core.log_scanned = log.scanned;
         {
             let mut state = write(&core.state);
             state.len = len;
@@ -182,6 +183,7 @@ fn core(
         geometry,
         volume: ring.volume,
         log_capacity: ring.capacity,
+        log_scanned: false,
         replicas: RwLock::new(replicas),
         checkpointing: Mutex::new(()),
         io: Mutex::new(()),

@@ -120,6 +120,8 @@ pub struct Log {
     pub end: Cursor,
     /// The anchor slot that led here: not the one to write next.
     pub slot: u64,
+    /// No anchor led here: all of the ring was read.
+    pub scanned: bool,
     chain: Vec<Found>,
 }
 
@@ -147,6 +149,7 @@ pub fn recover(replicas: &[Arc<Replica>], volume: u64, capacity: u64) -> Result<
         .into_iter()
         .take(MAX_STARTS)
         .find_map(|(anchor, slot)| walk(&mut readers, &anchor, slot))
+        .map(|log| Log { scanned: true, ..log })
         .ok_or_else(|| Error::Unavailable("no copy of the metadata log holds a checkpoint".into()))
 }
 
@@ -217,7 +220,7 @@ fn walk(readers: &mut [Reader<'_>], start: &Anchor, slot: u64) -> Option<Log> {
     }
     chain.truncate(whole);
     let (checkpoint, unit) = checkpoint?;
-    Some(Log { checkpoint, unit, redo, end, slot, chain })
+    Some(Log { checkpoint, unit, redo, end, slot, scanned: false, chain })
 }
 
 /// The entry that continues the chain, from whichever replica has it. Where there are two, the later life's.

@@ -114,8 +114,13 @@ impl Core {
         root.generation += 1;
         let (runs, unstored) = {
             let state = read(&self.state);
-            let unstored: Vec<u32> =
-                state.table.chunks.iter().filter(|(_, chunk)| !chunk.stored).map(|(number, _)| *number).collect();
+            let unstored: Vec<u32> = state
+                .table
+                .chunks
+                .iter()
+                .filter(|(_, chunk)| !chunk.stored && !chunk.homes.is_empty())
+                .map(|(number, _)| *number)
+                .collect();
             (state.table.runs(), unstored)
         };
         let stored = self.host.store_root(&MetaRoot {

@@ -42,6 +42,9 @@ impl Core {
     /// until it is whole.
     fn admit(&self, id: DeviceId) -> Result<Arc<Replica>> {
         let device = self.host.device(id).ok_or_else(|| super::open::absent(id))?;
+        // What is being written back now goes to the old replicas alone and looks as if it were still in memory: without this
+        // lock, nobody would copy it.
+        let _io = lock(&self.io);
         let mut root = lock(&self.root);
         let log_blocks = u32::try_from(self.log_capacity + ANCHORS).map_err(|_| Error::TooBig)?;
         let chunk = Blocks(u64::from(self.geometry.chunk));
@@ -55,7 +58,10 @@ impl Core {
         let lacking: Vec<u32> = {
             let state = read(&self.state);
             let chunks = state.table.chunks.iter();
-            chunks.filter(|(_, chunk)| chunk.home(id).is_none()).map(|(number, _)| *number).collect()
+            chunks
+                .filter(|(_, chunk)| !chunk.homes.is_empty() && chunk.home(id).is_none())
+                .map(|(number, _)| *number)
+                .collect()
         };
         let mut space = || -> Result<_> {
             let log = match known.and_then(|at| root.replicas.get(at)) {
@@ -220,7 +226,8 @@ impl Core {
                 copied += 1;
             }
         }
-        if let Some(header) = read(&self.state).published {
+        let published = read(&self.state).published;
+        if let Some(header) = published {
             self.write_header_home(&header)?;
         }
         self.flush_all()?;

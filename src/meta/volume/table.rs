@@ -8,6 +8,7 @@ use super::block::{BLOCK, Block, EMPTY};
 use crate::base::{BlockNo, DeviceId, Error, Result};
 use crate::format::label::ChunkRun;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// Sums in one page.
 pub const PAGE_SUMS: u32 = (BLOCK / 4) as u32;
@@ -130,12 +131,13 @@ pub struct Table {
     pub geometry: Geometry,
     pub chunks: BTreeMap<u32, Chunk>,
     changed: usize,
+    homeless: usize,
 }
 
 impl Table {
     /// A table without chunks.
     pub fn new(geometry: Geometry) -> Table {
-        Table { geometry, chunks: BTreeMap::new(), changed: 0 }
+        Table { geometry, chunks: BTreeMap::new(), changed: 0, homeless: 0 }
     }
 
     /// The sum of a block; [`EMPTY`] where nothing is mapped.
@@ -147,6 +149,39 @@ impl Table {
     pub fn find(&self, block: u64) -> Option<(u32, &Chunk, u32)> {
         let (number, index) = self.geometry.locate(block)?;
         self.chunks.get(&number).map(|chunk| (number, chunk, index))
+    }
+
+    /// Makes the chunk of a block known. Where it lies is decided when it is written back.
+    pub fn map(&mut self, block: u64) -> Result<()> {
+        let (number, _) = self.geometry.locate(block).ok_or(Error::FileTooLarge)?;
+        if let Entry::Vacant(vacant) = self.chunks.entry(number) {
+            vacant.insert(Chunk::empty(self.geometry, Vec::new(), false));
+            self.homeless += 1;
+        }
+        Ok(())
+    }
+
+    /// Chunks that lie nowhere yet.
+    pub fn homeless(&self) -> usize {
+        self.homeless
+    }
+
+    /// Their numbers.
+    pub fn all_homeless(&self) -> Vec<u32> {
+        self.chunks.iter().filter(|(_, chunk)| chunk.homes.is_empty()).map(|(number, _)| *number).collect()
+    }
+
+    /// Gives a chunk its place.
+    pub fn house(&mut self, number: u32, homes: Vec<(DeviceId, BlockNo)>) {
+        if let Some(chunk) = self.chunks.get_mut(&number).filter(|chunk| chunk.homes.is_empty()) {
+            chunk.homes = homes;
+            self.homeless -= 1;
+        }
+    }
+
+    /// Whether a block has its place.
+    pub fn is_housed(&self, block: u64) -> bool {
+        self.find(block).is_some_and(|(_, chunk, _)| !chunk.homes.is_empty())
     }
 
     /// Changes the sum of a block in a mapped chunk.

@@ -150,6 +150,36 @@ fn lack_of_space_is_told_by_reserve() {
     assert!(matches!(store.host.allocate(DeviceId(0), Blocks(free)), Err(Error::NoSpace)));
 }
 
+/// A lack of space poisons nothing: what has no place stays in memory, an opening needs none, and a checkpoint says so.
+#[test]
+fn without_space_blocks_wait_in_memory() {
+    let setup = Setup { chunk_blocks: 8, dirty_blocks: 4, cache: 32 << 10, log_blocks: 2000, ..SMALL };
+    let (mut prng, world, mut store) = store(setup, 16);
+    host::FULL.set(true);
+    for _ in 0..100 {
+        store.random_transaction(&mut prng).unwrap();
+        store.append().unwrap();
+    }
+    assert!(store.volume.lacking_chunks() > 3 && store.volume.stats().dirty_blocks > 4);
+    assert!(matches!(store.checkpoint(), Err(Error::NoSpace)));
+    store.volume.prewrite().unwrap();
+    assert!(store.volume.is_poisoned().is_none());
+    store.append().unwrap();
+    let last = store.last();
+    let mut store = reopened(setup, &world, store, &mut prng);
+    assert_eq!(store.last(), last);
+    host::FULL.set(false);
+    let (before, lacking) = (store.volume.spare_chunks(), store.volume.lacking_chunks());
+    store.volume.reserve(before + lacking).unwrap();
+    assert_eq!(store.volume.lacking_chunks(), 0);
+    // What was reserved is enough for the checkpoint.
+    host::FULL.set(true);
+    store.checkpoint().unwrap();
+    host::FULL.set(false);
+    let fresh = store.world.clone();
+    assert_eq!(reopened(setup, &fresh, store, &mut prng).last(), last);
+}
+
 #[test]
 fn a_checkpoint_that_commits_nothing_or_fails_poisons() {
     for fails in [false, true] {

@@ -69,6 +69,15 @@ fn a_failing_replica_is_dropped_before_anything_is_acknowledged() {
             let all: Vec<usize> = (0..setup.devices).collect();
             let store = open(&what, seed, setup, &state, &all, &history, &mut prng);
             bounded(&what, seed, &store, timeline.bounds(at));
+            drop(store);
+            // Beside a device that knows of the loss, the lost one is no source, even when it is the only one.
+            let others: Vec<usize> = (0..setup.devices).filter(|device| *device >= setup.replicas).collect();
+            let state = world.crash_state(at, &mut prng);
+            if let Ok(store) = Store::open(setup, state, &[&[victim], &*others].concat(), &history, &mut prng)
+                && !others.is_empty()
+            {
+                bounded(&format!("{what}, the lost one"), seed, &store, timeline.bounds(at));
+            }
         }
     }
     assert!(dropped > 0);
@@ -382,4 +391,45 @@ fn a_read_only_volume_writes_nothing() {
     drop(db);
     let after: Vec<u64> = (0..setup.devices).map(|device| world.counters(device).writes).collect();
     assert_eq!(before, after);
+}
+
+/// The first part of an unfinished unit is left on a device that then lies about its flushes: the life that comes after must
+/// win over it, though both continue the same entry.
+#[test]
+fn a_later_life_wins_over_the_rests_of_an_earlier_one() {
+    let setup = Setup { devices: 2, replicas: 2, entry_limit: 4096, ..SMALL };
+    for seed in seeds(16) {
+        let mut prng = Prng::new(seed);
+        let world = SimWorld::new(seed, setup.devices, SIZE);
+        let mut store = Store::format(setup, world.clone(), &mut prng).unwrap();
+        let root = store.volume.root();
+        let place = |device: usize| root.replicas[device].log_block + 2;
+        let used = store.volume.stats().log_used.0;
+        let before = [world.snapshot(0), world.snapshot(1)];
+        store.transact((0..4).map(|key| (key, Some(vec![1; 4000]))).collect()).unwrap();
+        assert_eq!(store.volume.append(&store.pending).unwrap(), Appended::Durable);
+        let after = world.snapshot(1);
+        let history = store.history[..1].to_vec();
+        drop(store);
+        // Device 0 has nothing of the unit, device 1 its first entry.
+        let entry = used..used + 2;
+        world.restore(0, &before[0]);
+        world.restore(1, &before[1]);
+        for block in entry {
+            let mut content = vec![0; 4096];
+            after.read((place(1) + block) * 4096, &mut content);
+            assert!(content != [0; 4096]);
+            world.device(1).write_at((place(1) + block) * 4096, &[&content]).unwrap();
+        }
+        let rest = world.snapshot(1);
+        let mut store = open("the rest of a unit", seed, setup, &world, &[0, 1], &history, &mut prng);
+        assert_eq!(store.last(), 1);
+        store.transact(vec![(9, Some(b"acknowledged".to_vec()))]).unwrap();
+        store.append().unwrap();
+        let history = store.history.clone();
+        drop(store);
+        world.restore(1, &rest);
+        let store = open("the rest of a unit, again", seed, setup, &world.fork(), &[0, 1], &history, &mut prng);
+        assert_eq!(store.last(), 2, "seed {seed}");
+    }
 }

@@ -5,6 +5,7 @@ use crate::base::{BLOCK_SIZE, BlockNo, Blocks, Error};
 use crate::device::{Device, Engine, InlineEngine};
 use crate::format::label::MetaRoot;
 use crate::meta::volume::block::Block;
+use std::cell::Cell;
 use std::sync::Mutex;
 use wincode::{SchemaRead, SchemaWrite};
 
@@ -57,6 +58,11 @@ impl Inner {
         let mut current = self.label.root.replicas.iter().filter(|replica| !replica.stale);
         self.label.root.replicas.is_empty() || current.any(|replica| self.label.members.contains(&replica.device))
     }
+}
+
+thread_local! {
+    /// Hosts of this thread have no space to give.
+    pub static FULL: Cell<bool> = const { Cell::new(false) };
 }
 
 pub struct Host {
@@ -150,6 +156,9 @@ impl VolumeHost for Host {
     }
 
     fn allocate(&self, device: DeviceId, blocks: Blocks) -> Result<BlockNo> {
+        if FULL.get() {
+            return Err(Error::NoSpace);
+        }
         let mut inner = self.inner.lock().unwrap();
         if let Some(at) = inner.free.iter().position(|(id, _, count)| (*id, *count) == (device.0, blocks.0)) {
             return Ok(BlockNo(inner.free.swap_remove(at).1));
