@@ -3,7 +3,6 @@
 
 use super::block::{BLOCK, Block, EMPTY, LOST, sum, zeroed};
 use super::replicas::{Piece, Replica};
-use super::table::Chunk;
 use super::{Core, Dirty, Root, State, lock, read, write};
 use crate::base::{BLOCK_SIZE, BlockNo, Blocks, DeviceId, Error, Result};
 use std::sync::Arc;
