@@ -319,7 +319,7 @@ fn what_is_left_of_sparse_stripes_moves_together() {
         .collect();
     rig.store.commit(&writes, Inline::Small, |_, _| Ok(())).unwrap();
     let before = rig.stripes();
-    assert!(before >= 3 && before <= 5, "{before} stripes for 200 small files");
+    assert!((3..=5).contains(&before), "{before} stripes for 200 small files");
     for ino in (2..202).filter(|ino| ino % 4 != 0) {
         rig.store.transact(|tx, ledger| rig.store.punch(tx, Ino(ino), 0..u64::MAX, ledger)).unwrap();
         rig.model.remove(&Ino(ino));

@@ -59,7 +59,7 @@ impl Bench {
         let start = payload_offset(row.placements[shard], &(0..0));
         let end = start + shard_bytes(row) as u64;
         match prng.below(5) {
-            0 => self.away.insert(shard as u16).then_some(()).unwrap_or_default(),
+            0 => drop(self.away.insert(shard as u16)),
             1 => row.placements[shard] = Placement::NONE,
             2 => self.world.corrupt(shard, start..end),
             3 => self.world.zero(shard, start..end),
