@@ -243,13 +243,22 @@ impl HostedLog {
 
 impl RedoLog for HostedLog {
     fn prepare(&self) -> Result<()> {
-        if self.volume.spare_chunks() > 0 {
+        let lacking = self.volume.lacking_chunks();
+        if lacking == 0 {
             return Ok(());
         }
         let Some(meta) = lock(&self.meta).upgrade() else { return Ok(()) };
         let replicas = self.volume.stats().replicas;
-        self.host.claim_ahead(&replicas, self.chunk_blocks, &mut |key| super::devices::load_bitmap(&meta, key))?;
-        self.volume.reserve(1)
+        for _ in 0..lacking {
+            let claimed =
+                self.host.claim_ahead(&replicas, self.chunk_blocks, &mut |key| super::devices::load_bitmap(&meta, key));
+            match claimed.and_then(|()| self.volume.reserve(self.volume.spare_chunks() + 1)) {
+                // More would be better, but what there is lasts for a while.
+                Err(Error::NoSpace) if !self.volume.is_short_of_chunks() => return Ok(()),
+                answer => answer?,
+            }
+        }
+        Ok(())
     }
 
     fn append(&self, groups: &[RedoGroup]) -> Result<Appended> {

@@ -270,6 +270,11 @@ impl Volume {
         self.core.lacking_chunks()
     }
 
+    /// Whether the chunks at hand do not even last for what has no place yet and one more.
+    pub fn is_short_of_chunks(&self) -> bool {
+        self.spare_chunks() <= read(&self.core.state).table.homeless()
+    }
+
     /// Takes space from the host until so many chunks are at hand.
     pub fn reserve(&self, chunks: usize) -> Result<()> {
         self.core.reserve(chunks)

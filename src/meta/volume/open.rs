@@ -96,6 +96,10 @@ impl Volume {
         let len = redb_header::file_len(&header).ok_or_else(|| Error::corrupt("a checkpoint with a bad header"))?;
 
         let mut table = map(root, geometry, &replicas)?;
+        let end = table.chunks.keys().next_back().map_or(0, |last| u64::from(*last) + 1);
+        if len > redb_header::longest(end.saturating_mul(u64::from(geometry.data) * BLOCK_SIZE)) {
+            return Err(Error::corrupt(format!("a checkpoint with a database of {len} bytes, more than there can be")));
+        }
         apply_digests(&mut table, &checkpoint)?;
         let wrong = load_sums(&mut table, &replicas, &checkpoint)?;
 

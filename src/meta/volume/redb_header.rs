@@ -10,6 +10,9 @@ const PRIMARY_BIT: u8 = 1;
 const SLOTS: usize = 64;
 const SLOT: usize = 128;
 const TRANSACTION: usize = 104;
+const PAGE: u64 = 4096;
+/// Pages of a full region.
+const REGION_PAGES: u64 = 1 << 20;
 
 fn u32_at(header: &[u8; LEN], at: usize) -> u64 {
     header
@@ -34,11 +37,17 @@ pub fn same_commits(a: &[u8; LEN], b: &[u8; LEN]) -> bool {
 }
 
 /// Length of the file this header describes. redb insists on exactly a length some layout has, and writes the header's layout
-/// with every commit, so the header is the one place to take the length from. `None` for a header that is none.
+/// with every commit, so the header is the one place to take the length from. `None` for a header that is none, or whose
+/// pages and regions are not those that redb makes by default (with others, a forged header could make redb allocate anything).
 pub fn file_len(header: &[u8; LEN]) -> Option<u64> {
     let [page, head_pages, max_pages, full, trailing] = [12, 16, 20, 24, 28].map(|at| u32_at(header, at));
-    let region = |pages: u64| (head_pages + pages).checked_mul(page);
-    let rest = if trailing > 0 { region(trailing)? } else { 0 };
-    let len = full.checked_mul(region(max_pages)?)?.checked_add(rest)?.checked_add(page)?;
-    (header.starts_with(&MAGIC) && page > 0 && (full > 0 || trailing > 0)).then_some(len)
+    let usual = header.starts_with(&MAGIC) && (page, head_pages, max_pages) == (PAGE, 0, REGION_PAGES);
+    let pages = 1 + full * REGION_PAGES + trailing;
+    (usual && trailing <= REGION_PAGES && pages > 1).then_some(pages * PAGE)
+}
+
+/// The longest file that redb can have made when the last block ever written lies in front of `end`: it doubles the file, or
+/// adds up to two regions of 4 GiB.
+pub fn longest(end: u64) -> u64 {
+    end.saturating_mul(2).saturating_add(2 * REGION_PAGES * PAGE).saturating_add(1 << 20)
 }
