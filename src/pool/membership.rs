@@ -58,9 +58,12 @@ impl Pool {
         let label = scan.found.map_err(|unusable| Error::Unavailable(unusable.explain(device.name())))?;
         let (id, uuid) = (label.device.id, label.device.uuid);
         self.change_members(&format!("{} is back", device.name()), |next| {
+            let takes_part = |uuid| label.pool.members.iter().any(|entry| entry.uuid == uuid && entry.state.takes_part());
             let known = next.label.epoch.id == label.pool.epoch.id
                 || next.label.epoch.descends_from(label.pool.epoch.id)
-                || next.label.members.iter().any(|entry| entry.last_epoch == label.pool.epoch.id);
+                || next.label.members.iter().any(|entry| entry.last_epoch == label.pool.epoch.id)
+                // Somebody who is here should carry it and does not: it was never acknowledged.
+                || next.members.iter().any(|member| member.device.is_some() && takes_part(member.uuid));
             let name = &next.label.name;
             if label.pool.uuid != next.label.uuid {
                 let text = format!("{} belongs to pool {}, not to {name}", device.name(), label.pool.name);
