@@ -8,7 +8,7 @@ use super::scan;
 use crate::base::file::FileType;
 use crate::base::{Ino, Result, TxnId};
 use crate::format::intent::Intent;
-use crate::format::rows::{BackrefKey, BackrefRow, ExtentBody, ExtentKey, ExtentRow, InodeRow, Run};
+use crate::format::rows::{BackrefKey, BackrefRow, Counter, ExtentBody, ExtentKey, ExtentRow, InodeRow, Run};
 use crate::format::table::{Backrefs, Extents, History, Inodes, Intents, Stripes};
 use crate::meta::{Reader, Visit};
 
@@ -28,14 +28,15 @@ pub fn check(reader: &impl Reader, findings: &mut Findings, checked: &mut Checke
 
 fn intents(reader: &impl Reader, findings: &mut Findings) -> Result<Truncates> {
     let mut truncates = Truncates::new();
+    let next_stripe = reader.counter(Counter::NextStripe)?;
     scan::rows::<Intents>(reader, |id, intent| {
         let valid = match intent {
             Intent::Truncate { ino, from, txn } => {
                 truncates.entry(Ino(ino)).or_default().push((from, TxnId(txn)));
                 true
             }
-            Intent::Rebuild { stripe } => scan::find::<Stripes>(reader, &crate::base::StripeId(stripe))?.is_some(),
-            // The content may have moved or gone since; the action then finds nothing to do.
+            Intent::Rebuild { stripe } => stripe < next_stripe,
+            // The stripe or the content may have moved or gone since; the action then finds nothing to do.
             Intent::Destage { .. } | Intent::Evacuate { .. } => true,
         };
         findings.expect(valid, Issue::IntentInvalid, || format!("intent {id}: {intent:?}"));
