@@ -58,7 +58,8 @@ impl Pool {
         let label = scan.found.map_err(|unusable| Error::Unavailable(unusable.explain(device.name())))?;
         let (id, uuid) = (label.device.id, label.device.uuid);
         self.change_members(&format!("{} is back", device.name()), |next| {
-            let takes_part = |uuid| label.pool.members.iter().any(|entry| entry.uuid == uuid && entry.state.takes_part());
+            let takes_part =
+                |uuid| label.pool.members.iter().any(|entry| entry.uuid == uuid && entry.state.takes_part());
             let known = next.label.epoch.id == label.pool.epoch.id
                 || next.label.epoch.descends_from(label.pool.epoch.id)
                 || next.label.members.iter().any(|entry| entry.last_epoch == label.pool.epoch.id)

@@ -249,7 +249,9 @@ impl Store {
                 .collect();
             let results = stripe_io::write_shards(devices.membership.engine(), &shards);
             // After the writes: a flush that began before they completed says nothing about them.
-            devices.mark_dirty(places.iter().map(|(at, shard)| written[*at].allocation.placements[*shard].device));
+            let written_to =
+                |at: usize, shard: usize| (written[at].allocation.placements[shard].device, written[at].id);
+            devices.mark_dirty(places.iter().map(|(at, shard)| written_to(*at, *shard)));
             for ((at, shard), result) in places.into_iter().zip(results) {
                 if let Err(error) = result {
                     devices.membership.drop_member(written[at].allocation.placements[shard].device, &error)?;

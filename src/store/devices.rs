@@ -1,8 +1,9 @@
 //! The devices as the store sees them: free space, unflushed writes, stripe numbers, codecs.
 //!
 //! Invariants:
-//! - When a transaction that refers to a shard commits, the shard's write has completed, and its device is in `dirty`
-//!   until a flush that began after that write succeeded or the device was dropped from the membership.
+//! - When a transaction that refers to a shard commits, the shard's write has completed, and it is in `dirty` until a
+//!   flush that began after that write succeeded. When that flush fails or the device is dropped before, it is in
+//!   `doubtful` until its stripe has given it up: reading it proves nothing, because a cache may answer.
 //! - Stripe numbers handed out lie below the durable `NextStripe` counter.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -64,7 +65,8 @@ impl Allocation {
 pub struct Devices {
     pub membership: Arc<dyn Membership>,
     pub allocator: Mutex<Allocator>,
-    dirty: Mutex<BTreeSet<DeviceId>>,
+    dirty: Mutex<BTreeMap<DeviceId, BTreeSet<StripeId>>>,
+    doubtful: Mutex<BTreeSet<(StripeId, DeviceId)>>,
     /// Held during a barrier: a second one waits for what the first one flushes.
     flushing: Mutex<()>,
     codecs: Mutex<HashMap<(u8, u8), Arc<Codec>>>,
@@ -78,6 +80,7 @@ impl Devices {
             membership,
             allocator: Mutex::default(),
             dirty: Mutex::default(),
+            doubtful: Mutex::default(),
             flushing: Mutex::default(),
             codecs: Mutex::default(),
             stripes: Mutex::new(0..0),
@@ -202,9 +205,17 @@ impl Devices {
         placement::capacity(geometry, shard_blocks, &all) * BLOCK_SIZE
     }
 
-    /// Notes that shards were written to `devices` and not flushed.
-    pub fn mark_dirty(&self, devices: impl Iterator<Item = DeviceId>) {
-        lock(&self.dirty).extend(devices);
+    /// Notes shards that were written and not flushed.
+    pub fn mark_dirty(&self, shards: impl Iterator<Item = (DeviceId, StripeId)>) {
+        let mut dirty = lock(&self.dirty);
+        for (device, stripe) in shards {
+            dirty.entry(device).or_default().insert(stripe);
+        }
+    }
+
+    /// Shards of which nobody knows whether they were kept; their stripes must give them up.
+    pub fn take_doubtful(&self) -> BTreeSet<(StripeId, DeviceId)> {
+        std::mem::take(&mut *lock(&self.doubtful))
     }
 
     /// Opens a window in which the blocks of states from `committed` on are not given away.
@@ -238,21 +249,33 @@ impl Drop for ReadWindow<'_> {
     }
 }
 
+impl Devices {
+    fn doubt(&self, device: DeviceId, stripes: BTreeSet<StripeId>) {
+        lock(&self.doubtful).extend(stripes.into_iter().map(|stripe| (stripe, device)));
+    }
+}
+
 impl DataBarrier for Devices {
     /// Flushes every device written to since its last flush. A device that fails is dropped from the membership: its
     /// shards of the last writes are in doubt, and parity stands in for them.
     fn barrier(&self) -> Result<()> {
         let _one = lock(&self.flushing);
         let dirty = std::mem::take(&mut *lock(&self.dirty));
-        let present: Vec<_> =
-            dirty.iter().filter_map(|id| self.membership.device(*id).map(|device| (*id, device))).collect();
+        let mut present = Vec::new();
+        for (id, stripes) in dirty {
+            match self.membership.device(id) {
+                Some(device) => present.push((id, device, stripes)),
+                None => self.doubt(id, stripes),
+            }
+        }
         let mut batch: Vec<Request<'_>> =
-            present.iter().map(|(_, device)| Request::new(&**device, Op::Flush)).collect();
+            present.iter().map(|(_, device, _)| Request::new(&**device, Op::Flush)).collect();
         self.membership.engine().run(&mut batch);
         let results: Vec<Result<()>> = batch.into_iter().map(|request| request.result).collect();
-        for ((id, _), result) in present.iter().zip(results) {
+        for ((id, _, stripes), result) in present.into_iter().zip(results) {
             if let Err(error) = result {
-                self.membership.drop_member(*id, &error)?;
+                self.doubt(id, stripes);
+                self.membership.drop_member(id, &error)?;
             }
         }
         Ok(())

@@ -123,6 +123,8 @@ impl Store {
     /// need nothing: stripes are never changed in place, and what they were is checked by every read.
     pub fn take_back(&self, device: Arc<dyn Device>) -> Result<DeviceId> {
         let (pool, devices) = self.whole()?;
+        // What it may have lost while it failed is given up before anybody can read it.
+        self.settle_repairs()?;
         let id = pool.attach(device)?;
         self.welcome(&pool, &devices, id)?;
         self.mend_metadata()?;

@@ -127,6 +127,9 @@ impl Store {
     /// Makes everything committed so far durable; what became free by it can be used again.
     pub fn durable_point(&self) -> Result<()> {
         self.meta.durable_point()?;
+        if self.give_up_doubtful()? {
+            self.meta.durable_point()?;
+        }
         self.reclaim_freed();
         Ok(())
     }

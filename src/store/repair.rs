@@ -14,7 +14,7 @@ use super::{Ledger, Store, bitmap, lock};
 use crate::base::{BLOCK_SIZE, DeviceId, Error, Result, StripeId};
 use crate::device::buffer::AlignedBuf;
 use crate::format::intent::Intent;
-use crate::format::rows::{Placement, StripeRow, StripeState};
+use crate::format::rows::{Counter, Placement, StripeRow, StripeState};
 use crate::format::shard::ShardHeader;
 use crate::format::table::{Intents, Stripes};
 use crate::meta::{Reader, Visit};
@@ -114,7 +114,7 @@ impl Store {
         for (shard, payload) in bad.iter().zip(&payloads) {
             let placement = row.placements[usize::from(shard.index)];
             let rewritten = shard.fault != Fault::Missing
-                && write_shard(devices, header.as_ref(), shard.index, placement, payload).is_ok();
+                && write_shard(devices, id, header.as_ref(), shard.index, placement, payload).is_ok();
             if rewritten {
                 repaired.rewritten += 1;
             } else {
@@ -195,7 +195,7 @@ impl Store {
             .collect();
         let load: &mut Loader<'_> = &mut |key| load_bitmap(&self.meta, key);
         let Some(target) = devices.allocate_shard(id, &taken, row.shard_blocks, load)? else { return Ok(false) };
-        if let Err(error) = write_shard(devices, header, index, target, payload) {
+        if let Err(error) = write_shard(devices, id, header, index, target, payload) {
             lock(&devices.allocator).release(run_of(target, row.shard_blocks));
             devices.membership.drop_member(target.device, &error)?;
             return Ok(false);
@@ -221,6 +221,27 @@ impl Store {
             row.state = StripeState::Whole;
             tx.put::<Stripes>(&id, &row)
         })
+    }
+
+    /// Lets stripes give up shards that a device may have lost without saying so, to be rebuilt; whether there were any.
+    pub(super) fn give_up_doubtful(&self) -> Result<bool> {
+        let Some(devices) = &self.devices else { return Ok(false) };
+        let doubtful = devices.take_doubtful();
+        for (id, device) in &doubtful {
+            self.transact(|tx, ledger| {
+                let Some(mut row) = tx.get::<Stripes>(id)? else { return Ok(()) };
+                let Some(index) = row.placements.iter().position(|placement| placement.device == *device) else {
+                    return Ok(());
+                };
+                let old = std::mem::replace(&mut row.placements[index], Placement::NONE);
+                give_up(tx, ledger, &row, old)?;
+                row.state = StripeState::Degraded;
+                tx.put::<Stripes>(id, &row)?;
+                let intent = tx.bump_counter(Counter::NextIntent, 1)?;
+                tx.put::<Intents>(&intent, &Intent::Rebuild { stripe: id.0 })
+            })?;
+        }
+        Ok(!doubtful.is_empty())
     }
 
     /// Works off one stored intent to rebuild; `false` when there is none that can make progress.
@@ -283,6 +304,7 @@ fn give_up(tx: &mut crate::meta::Tx<'_>, ledger: &mut Ledger, row: &StripeRow, o
 /// Writes one shard, its header too when one survived.
 fn write_shard(
     devices: &Devices,
+    id: StripeId,
     header: Option<&ShardHeader>,
     index: u8,
     placement: Placement,
@@ -303,6 +325,6 @@ fn write_shard(
         }
         None => device.write_at(placement.block.byte_offset() + BLOCK_SIZE, &[payload]),
     };
-    devices.mark_dirty(std::iter::once(placement.device));
+    devices.mark_dirty(std::iter::once((placement.device, id)));
     written
 }
