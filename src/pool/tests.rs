@@ -1,12 +1,13 @@
 //! What opening a pool promises, on simulated devices.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::*;
 use crate::base::{Prng, Uuid};
 use crate::device::InlineEngine;
 use crate::device::sim::{Fault, On, SimWorld};
-use crate::format::label::{LABEL_SLOT, Label, MemberState, MetaRoot, label_offsets};
+use crate::format::label::{ChunkRun, LABEL_SLOT, Label, MemberState, MetaRoot, label_offsets};
 
 const SIZE: u64 = 16 << 20;
 
@@ -49,6 +50,13 @@ fn generation(pool: &Pool) -> u64 {
 
 fn set_generation(pool: &Pool, generation: u64) -> Result<()> {
     pool.update_labels(|label| label.meta.generation = generation)
+}
+
+/// As [`set_generation`], with a label that fills its slot and differs everywhere, so that tears show.
+fn set_large(pool: &Pool, generation: u64) {
+    let run = |chunk| ChunkRun { device: 0, chunk, count: generation as u32, block: generation << 32 };
+    let meta = MetaRoot { generation, chunks: (0..3_000).map(run).collect(), ..MetaRoot::default() };
+    pool.update_labels(|label| label.meta = meta).unwrap();
 }
 
 fn slot_range(world: &SimWorld, device: usize, copy: usize) -> std::ops::Range<u64> {
@@ -142,10 +150,10 @@ fn torn_label_writes_never_lose_an_acknowledged_label() {
         let mut prng = Prng::new(seed);
         let world = SimWorld::new(seed, 3, SIZE);
         let pool = format(&world, 2, 1);
-        set_generation(&pool, 1).unwrap();
+        set_large(&pool, 1);
         let mut acknowledged = vec![(world.record(), 1)];
         for generation in 2..6 {
-            set_generation(&pool, generation).unwrap();
+            set_large(&pool, generation);
             acknowledged.push((world.record(), generation));
         }
         let at = acknowledged[0].0 + prng.below(world.record() - acknowledged[0].0 + 1);
@@ -200,6 +208,39 @@ fn interrupted_epochs_are_no_split() {
             world = world.crash_state(at, &mut prng);
         }
     }
+}
+
+/// A power cut while the labels of a new epoch are written makes nobody stale who was there.
+#[test]
+fn an_epoch_that_was_not_acknowledged_outdates_nobody() {
+    let mut partly = 0;
+    for seed in 0..150 {
+        let mut prng = Prng::new(seed);
+        let world = SimWorld::new(seed, 6, SIZE);
+        drop(format(&world, 4, 2));
+        world.mark_base();
+        let there = [0, 1, 3, 4, 5];
+        drop(open(&world, &there).unwrap());
+        let at = world.oldest_crash_point() + prng.below(world.record() - world.oldest_crash_point() + 1);
+        let mut after = world.crash_state(at, &mut prng);
+        let epochs = |world: &SimWorld| {
+            let scan = label_io::scan(&*engine(), &world.devices());
+            scan.into_iter().map(|scan| scan.found.unwrap().pool.epoch.number).collect::<HashSet<_>>().len()
+        };
+        partly += usize::from(epochs(&after.fork()) > 1);
+        let pool = open(&after, &there).unwrap();
+        for member in pool.state().present() {
+            assert_eq!(member.state, MemberState::Active, "seed {seed} at {at}: {}", member.name());
+        }
+        drop(pool);
+        after = after.fork();
+        let expected = [0, 1, 3, 4, 5].map(|_| MemberState::Active);
+        let pool = open(&after, &[5, 4, 3, 2, 1, 0]).unwrap();
+        let mut found = states(&pool);
+        assert_eq!(found.remove(2), MemberState::Stale, "seed {seed}");
+        assert_eq!(found, expected, "seed {seed}");
+    }
+    assert!(partly > 20, "only {partly} cuts fell into the writing of an epoch");
 }
 
 #[test]
@@ -347,6 +388,10 @@ fn a_device_that_fails_its_label_write_is_dropped_before_anything_is_acknowledge
             if !hit {
                 continue;
             }
+            // The others know by now: were this the end, the device would not be believed.
+            let end = world.fork();
+            let again = open(&end, &[0, 1, 2]).unwrap();
+            assert_eq!((generation(&again), states(&again)[1]), (5, MemberState::Stale), "{on:?} {nth}");
             assert_eq!(pool.state().can_lose(), 0);
             assert!(pool.take_notes().join("").contains("sim1 was dropped"));
             set_generation(&pool, 6).unwrap();
