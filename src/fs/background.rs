@@ -108,6 +108,8 @@ impl Drop for Background {
         for worker in self.workers.drain(..) {
             let _ = worker.join();
         }
+        // Batches that came before any worker did.
+        self.fs.work();
     }
 }
 

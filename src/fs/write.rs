@@ -39,6 +39,7 @@ impl Fs {
         let inode = self.inodes.state(self.inner(node)?);
         let row = self.regular(&inode)?;
         attr::check_changeable(&row, offset >= row.size)?;
+        self.store.meta().check()?;
         let end = range_end(offset, data.len() as u64)?;
         if data.is_empty() {
             return Ok(0);

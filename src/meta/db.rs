@@ -335,7 +335,8 @@ impl Meta {
         lock(&self.poisoned).clone()
     }
 
-    fn check(&self) -> Result<()> {
+    /// Fails once the store is poisoned.
+    pub fn check(&self) -> Result<()> {
         match self.poisoned() {
             Some(why) => Err(Error::Poisoned(why)),
             None => Ok(()),
