@@ -220,7 +220,8 @@ impl HostedLog {
             if self.host.device(id).is_none() {
                 continue;
             }
-            let chunks = self.volume.stats().chunks + 2;
+            // Those in use, those at hand, and what transactions may take meanwhile.
+            let chunks = self.volume.stats().chunks + self.volume.spare_chunks() as u64 + 2;
             let known =
                 root.chunks.iter().filter(|chunk| chunk.device == id.0).map(|chunk| u64::from(chunk.count)).sum();
             let lacking = chunks.saturating_sub(known) * u64::from(self.chunk_blocks);
