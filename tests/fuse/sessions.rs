@@ -94,8 +94,26 @@ fn resident_mib() -> u64 {
     text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("a number") / 256
 }
 
+/// Whether this process runs the test `name` and no other. When not, one that does is started and must succeed.
+fn runs_alone(name: &str) -> bool {
+    const ALONE: &str = "ARGOSFS_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let program = std::env::current_exe().expect("this program");
+    let mut command = std::process::Command::new(program);
+    let output = command.args(["--exact", name, "--nocapture"]).env(ALONE, "1").output().expect("start it again");
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{name} in its own process:\n{text}");
+    false
+}
+
 #[test]
 fn memory_of_a_burst_is_given_back() {
+    // Other tests beside it would be measured as well.
+    if !runs_alone("sessions::memory_of_a_burst_is_given_back") {
+        return;
+    }
     let gate = Arc::new(Gate::default());
     mounted_with(
         gate.hook("write"),
