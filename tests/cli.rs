@@ -358,3 +358,46 @@ fn devices_are_lost_replaced_and_taken_back() {
     assert_eq!(fs::read(format!("{mnt}/file")).expect("reads"), content, "two others lost after the repair");
     bench.ok(&["umount", &mnt]);
 }
+
+#[test]
+fn a_device_overwritten_under_the_mount_is_named_and_mended() {
+    if !can_mount("a_device_overwritten_under_the_mount_is_named_and_mended") {
+        return;
+    }
+    let bench = Bench::new("overwritten");
+    bench.mkfs("tank", 6);
+    let pool = bench.image(0);
+    bench.ok(&["mount", &pool, &bench.mnt()]);
+    let content: Vec<u8> = (0..4_000_000u32).map(|at| (at * 7 / 3) as u8).collect();
+    fs::write(bench.path("mnt/file"), &content).expect("writes");
+    bench.ok(&["sync", &bench.mnt()]);
+    assert!(bench.ok(&["status", &bench.mnt()]).starts_with("tank: HEALTHY, can lose 2 more devices\n"));
+
+    let size = fs::metadata(bench.image(1)).expect("exists").len();
+    fs::write(bench.path("noise"), vec![0xa5; size as usize]).expect("writes");
+    let noise = fs::File::open(bench.path("noise")).expect("opens");
+    let image = fs::File::options().write(true).open(bench.image(1)).expect("opens");
+    std::io::copy(&mut &noise, &mut &image).expect("overwrites");
+    image.sync_all().expect("syncs");
+
+    // Nothing was read yet: the label alone shows it.
+    let status = bench.run(&["status", &bench.mnt()]);
+    let said = text(&status.stdout);
+    assert_eq!(status.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("tank: DEGRADED, can lose 1 more devices\n"), "{said}");
+    assert!(said.contains("d1) lost its label, failed to read 0 shards"), "{said}");
+
+    let file = fs::File::options().read(true).open(bench.path("mnt/file")).expect("opens");
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("drops what is cached");
+    drop(file);
+    assert!(fs::read(bench.path("mnt/file")).expect("reads") == content);
+    let seen = bench.json(&["--json", "status", &bench.mnt()]);
+    assert!(seen["devices"][1]["checksum_errors"].as_u64() > Some(0), "{seen}");
+
+    bench.ok(&["scrub", &bench.mnt()]);
+    assert!(bench.ok(&["status", &bench.mnt()]).starts_with("tank: HEALTHY, can lose 2 more devices\n"));
+    bench.ok(&["fsck", "--data", &bench.mnt()]);
+    bench.ok(&["umount", &bench.mnt()]);
+    // Its label is there again as well.
+    assert!(bench.ok(&["status", &bench.image(1)]).starts_with("tank: HEALTHY, can lose 2 more devices\n"));
+}

@@ -2,6 +2,7 @@
 //!
 //! Invariant: `can_lose` never promises more than both the data and the metadata can bear.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde::Serialize;
@@ -14,7 +15,7 @@ use crate::format::rows::{Placement, StripeRow};
 use crate::format::table::{Devices, Intents, Stripes};
 use crate::meta::{Reader, Visit};
 use crate::pool::{Member, Pool, PoolState};
-use crate::store::Store;
+use crate::store::{DeviceFaults, Store};
 
 /// In one word.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
@@ -47,6 +48,9 @@ pub struct DeviceStatus {
     pub size: u64,
     pub used: u64,
     pub metadata: bool,
+    /// Shards it did not return, and shards with a wrong checksum, since it was last found whole.
+    pub read_errors: u64,
+    pub checksum_errors: u64,
     pub failure_domain: u64,
 }
 
@@ -111,6 +115,7 @@ impl Status {
         for member in &state.members {
             problems.extend(problem(label.name.as_str(), &state, member));
         }
+        let suspects = suspects(pool, store, &state, &mut problems);
         let (damaged, missing) = damaged_stripes(store, &state)?;
         if damaged > 0 {
             problems.push(format!("{damaged} stripes lack shards: `argosfs rebuild {}` restores them", label.name));
@@ -120,8 +125,9 @@ impl Status {
             problems.push(format!("switched to read-only: {why}; unmount, check the devices, and mount again"));
         }
         let stats = store.volume_stats();
-        let weak = state.members.iter().filter(|member| !member.is_current()).count().max(missing);
-        let data_bears = i64::from(label.settings.geometry.m) - weak as i64;
+        let bears = |weak: usize| i64::from(label.settings.geometry.m) - weak.max(missing) as i64;
+        let absent = |member: &&Member| !member.is_current();
+        let data_bears = bears(state.members.iter().filter(absent).count());
         let metadata_bears = stats.as_ref().map_or(data_bears, |stats| {
             let wanted = (usize::from(label.settings.geometry.m) + 1).min(state.members.len());
             if stats.replicas.len() < wanted {
@@ -129,12 +135,15 @@ impl Status {
             }
             stats.replicas.len() as i64 - 1
         });
-        let can_lose = data_bears.min(metadata_bears);
         let health = match () {
-            () if can_lose < 0 || poisoned.is_some() => Health::Faulted,
+            () if data_bears.min(metadata_bears) < 0 || poisoned.is_some() => Health::Faulted,
             () if !problems.is_empty() => Health::Degraded,
             () => Health::Healthy,
         };
+        // Nobody knows how much of a suspect is bad: what it holds may not be there any more.
+        let weak = |member: &&Member| !member.is_current() || suspects.contains(&member.id);
+        let weak_replicas = stats.iter().flat_map(|stats| &stats.replicas).filter(|id| suspects.contains(id)).count();
+        let can_lose = bears(state.members.iter().filter(weak).count()).min(metadata_bears - weak_replicas as i64);
         let space = store.space();
         let replicas = stats.as_ref().map(|stats| stats.replicas.clone()).unwrap_or_default();
         let devices = state.members.iter().map(|member| device(store, member, label, &replicas));
@@ -195,9 +204,13 @@ impl Status {
         for device in &self.devices {
             let used = (device.used * 100).checked_div(device.size).unwrap_or(0);
             let holds = if device.metadata { ", metadata" } else { "" };
+            let errors = match (device.read_errors, device.checksum_errors) {
+                (0, 0) => String::new(),
+                (read, checksum) => format!(", {read} read and {checksum} checksum errors"),
+            };
             let _ = writeln!(
                 out,
-                "  device {:>2} {:<9} {:<width$}  {:>10}, {used} % used{holds}",
+                "  device {:>2} {:<9} {:<width$}  {:>10}, {used} % used{holds}{errors}",
                 device.id,
                 device.state,
                 device.path,
@@ -223,12 +236,42 @@ impl Status {
     }
 }
 
+/// Present members that returned something bad and were not found whole since. How much of what they hold is bad, only a
+/// scrub can tell.
+fn suspects(pool: &Pool, store: &Store, state: &PoolState, problems: &mut Vec<String>) -> BTreeSet<DeviceId> {
+    let name = &state.label.name;
+    let remedy = |id: DeviceId| {
+        format!(
+            "`argosfs scrub {name}` restores what it can, `argosfs device replace --pool {name} {id} NEW` replaces it"
+        )
+    };
+    let faults = store.device_faults();
+    let unlabelled = pool.damaged_labels();
+    let suspects: BTreeSet<DeviceId> =
+        faults.keys().chain(&unlabelled).copied().filter(|id| state.device(*id).is_some()).collect();
+    for id in &suspects {
+        let label = if unlabelled.contains(id) { " lost its label," } else { "" };
+        let DeviceFaults { read_errors, checksum_errors } = faults.get(id).copied().unwrap_or_default();
+        problems.push(format!(
+            "{}{label} failed to read {read_errors} shards and returned {checksum_errors} with a wrong checksum: {}",
+            shown(state, *id),
+            remedy(*id)
+        ));
+    }
+    suspects
+}
+
+/// What a device is called towards people.
+fn shown(state: &PoolState, id: DeviceId) -> String {
+    let path = state.label.member(id).map(|entry| entry.path.as_str()).filter(|path| !path.is_empty());
+    path.map_or_else(|| format!("device {id}"), |path| format!("device {id} ({path})"))
+}
+
 /// What to say about a member that is not as it should be.
 fn problem(pool: &str, state: &PoolState, member: &Member) -> Option<String> {
     let id = member.id;
-    let path = state.label.member(id).map(|entry| entry.path.as_str()).filter(|path| !path.is_empty());
-    let shown = path.map_or_else(|| format!("device {id}"), |path| format!("device {id} ({path})"));
-    let replace = format!("or `argosfs device replace {pool} {id} NEW`");
+    let shown = shown(state, id);
+    let replace = format!("or `argosfs device replace --pool {pool} {id} NEW`");
     Some(match (member.state, member.device.is_some()) {
         (MemberState::Active, true) => return None,
         (MemberState::Failed, _) => format!("{shown} failed and was left out: check it, {replace}"),
@@ -249,6 +292,7 @@ fn device(
     replicas: &[DeviceId],
 ) -> Result<DeviceStatus> {
     let row = store.view(|view| view.get::<Devices>(&member.id))?;
+    let faults = store.device_faults().get(&member.id).copied().unwrap_or_default();
     let hint = label.member(member.id).map(|entry| entry.path.clone()).unwrap_or_default();
     Ok(DeviceStatus {
         id: member.id.0,
@@ -266,6 +310,8 @@ fn device(
         size: member.size,
         used: row.map_or(0, |row| row.used_blocks) * crate::base::BLOCK_SIZE,
         metadata: replicas.contains(&member.id),
+        read_errors: faults.read_errors,
+        checksum_errors: faults.checksum_errors,
         failure_domain: member.failure_domain,
     })
 }

@@ -476,9 +476,10 @@ impl GroupLayout {
     pub fn for_size(size: u64) -> Option<GroupLayout> {
         let end = label_offsets(size)?[2] / BLOCK_SIZE;
         let blocks = end.checked_sub(DATA_START)?;
-        let group_blocks = (blocks / 16).checked_ilog2().map_or(0, |log| 1u64 << log).min(u64::from(GROUP_BLOCKS));
-        let smallest = 64;
-        (group_blocks >= smallest).then_some(GroupLayout {
+        let (smallest, largest) = (64, u64::from(GROUP_BLOCKS));
+        // Metadata takes whole groups, so they should be a small part of the device.
+        let group_blocks = (blocks / 64).checked_ilog2().map_or(0, |log| 1u64 << log).clamp(smallest, largest);
+        (blocks >= 16 * smallest).then_some(GroupLayout {
             start: DATA_START,
             blocks,
             group_blocks: group_blocks as u32,

@@ -30,7 +30,7 @@ pub struct Buffer {
 unsafe impl Send for Buffer {}
 
 impl Buffer {
-    /// Maps room for [`DATA_MAX`] bytes of data; no page of it is in use yet.
+    /// Maps room for a mebibyte of data; no page of it is in use yet.
     pub fn new() -> Result<Buffer> {
         // SAFETY: a fresh private mapping at an address of the kernel's choice touches nothing that exists.
         let start =
@@ -51,7 +51,7 @@ impl Buffer {
         all.get(MESSAGE_START..MESSAGE_START.saturating_add(len)).unwrap_or(&[])
     }
 
-    /// Page-aligned room for `len` bytes of a reply, which overwrites the data of the request; `None` above [`DATA_MAX`].
+    /// Page-aligned room for `len` bytes of a reply, which overwrites the data of the request; `None` above a mebibyte.
     pub fn data_mut(&mut self, len: usize) -> Option<&mut [u8]> {
         self.all_mut().split_at_mut(PAGE).1.get_mut(..len)
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::label_io::{self, LabelWrite};
 use super::{Pool, PoolState, lock};
-use crate::base::{Error, Result, Uuid};
+use crate::base::{DeviceId, Error, Result, Uuid};
 use crate::format::label::{DeviceIdent, Label, MemberState, PoolLabel, label_offsets};
 
 /// Longest path hint kept, in bytes; those of all members have to fit the label.
@@ -26,6 +26,18 @@ impl Pool {
         let mut next = self.copy_state();
         change(&mut next.label);
         self.write_state(&mut writer, next, None)
+    }
+
+    /// Present members whose label copies are not all as they were written: overwritten, or not to be read.
+    pub fn damaged_labels(&self) -> Vec<DeviceId> {
+        // Nobody writes labels meanwhile.
+        let _writer = lock(&self.writer);
+        let state = self.state();
+        let present: Vec<_> = state.present().filter(|member| member.state.takes_part()).collect();
+        let devices: Vec<_> = present.iter().filter_map(|member| member.device.clone()).collect();
+        let scans = label_io::scan(&*self.engine, &devices);
+        let whole = |scan: &label_io::Scan| scan.damaged == 0 && scan.found.is_ok();
+        present.iter().zip(scans).filter(|(_, scan)| !whole(scan)).map(|(member, _)| member.id).collect()
     }
 
     /// A new epoch with the members as they are, for reasons of the caller.

@@ -101,7 +101,8 @@ impl Pool {
         std::mem::take(&mut lock(&self.notes))
     }
 
-    fn note(&self, text: String) {
+    /// Adds a line for the user.
+    pub fn note(&self, text: String) {
         lock(&self.notes).push(text);
     }
 

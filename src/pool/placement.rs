@@ -2,7 +2,7 @@
 //!
 //! With `f` free blocks in each failure domain, stripes of at most `w = k + m` shards on distinct domains and `t` blocks
 //! of stripes in total, at most `min(w t, sum of min(f, t))` blocks of shards can be placed (each domain gives a stripe
-//! one shard), of which `m t` are parity. The rest is data; it grows with `t` up to [`horizon`], where it is the
+//! one shard), of which `m t` are parity. The rest is data; it grows with `t` up to a certain size, where it is the
 //! capacity. The bound is reached when every domain with `f >= t` takes part in every stripe (McNaughton's rule for
 //! preemptive schedules), so [`choose`] forces those in and leaves the others to weighted rendezvous hashing.
 

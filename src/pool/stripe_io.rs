@@ -114,7 +114,15 @@ pub fn write_shards(engine: &dyn Engine, shards: &[ShardWrite<'_>]) -> Vec<Resul
 pub struct BadShard {
     pub stripe: StripeId,
     pub index: u8,
+    /// Where it should be; none when it was never written.
+    pub device: DeviceId,
     pub fault: Fault,
+}
+
+impl BadShard {
+    fn of(stripe: StripeId, row: &StripeRow, shard: usize, fault: Fault) -> BadShard {
+        BadShard { stripe, index: shard as u8, device: row.placements[shard].device, fault }
+    }
 }
 
 /// Why a shard is bad.
@@ -219,7 +227,7 @@ fn reconstruct(
                         continue;
                     }
                 };
-                let found = BadShard { stripe: id, index: shard as u8, fault };
+                let found = BadShard::of(id, row, shard, fault);
                 if !bad.contains(&found) {
                     bad.push(found);
                 }
@@ -270,7 +278,7 @@ pub fn verify_stripe(media: &dyn Media, id: StripeId, row: &StripeRow) -> Vec<Ba
     for (shard, placement) in row.placements.iter().enumerate() {
         match (*placement != Placement::NONE).then(|| media.device(placement.device)).flatten() {
             Some(device) => present.push((shard, device, AlignedBuf::scratch(shard_bytes(row)))),
-            None => bad.push(BadShard { stripe: id, index: shard as u8, fault: Fault::Missing }),
+            None => bad.push(BadShard::of(id, row, shard, Fault::Missing)),
         }
     }
     let mut batch: Vec<Request<'_>> = present
@@ -288,7 +296,7 @@ pub fn verify_stripe(media: &dyn Media, id: StripeId, row: &StripeRow) -> Vec<Ba
             true if verifies(row, *shard, &granules, buf) => continue,
             true => Fault::Checksum,
         };
-        bad.push(BadShard { stripe: id, index: *shard as u8, fault });
+        bad.push(BadShard::of(id, row, *shard, fault));
     }
     bad
 }

@@ -141,7 +141,7 @@ impl Store {
             })
             .collect();
         let bad = read_payloads(&*devices.membership, &mut reads)?;
-        self.repairs.add(&bad);
+        self.note_bad(&bad);
         drop(window);
         self.move_extents(devices, moving)
     }

@@ -192,10 +192,14 @@ impl Devices {
         members.iter().map(target).collect()
     }
 
-    /// Payload bytes that fit into what is free now.
-    pub fn free_payload(&self) -> u64 {
+    /// Payload bytes that fit into what is free now, when `kept` blocks of some devices are kept for something else.
+    pub fn free_payload(&self, (devices, kept): &(Vec<DeviceId>, u64)) -> u64 {
         let (geometry, shard_blocks) = self.membership.geometry();
-        placement::capacity(geometry, shard_blocks, &self.targets()) * BLOCK_SIZE
+        let targets = self.targets_with(|allocator, member| {
+            let kept = if devices.contains(&member.id) { *kept } else { 0 };
+            allocator.free_blocks(member.id).saturating_sub(kept)
+        });
+        placement::capacity(geometry, shard_blocks, &targets) * BLOCK_SIZE
     }
 
     /// Payload bytes that would fit if all stripes were gone.

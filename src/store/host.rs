@@ -23,6 +23,10 @@ use crate::pool::stripe_io::Media;
 /// A device with a request in flight for longer than this is read around.
 const STALL_NS: u64 = 500_000_000;
 
+/// One byte of metadata is expected for so many bytes of content: a stripe of 256 KiB needs 700 bytes of rows, smaller
+/// ones hardly less, and the trees are half full.
+const METADATA_PART: u64 = 100;
+
 /// The pool as the store sees it.
 pub struct PoolMembership(pub Arc<Pool>);
 
@@ -169,9 +173,8 @@ impl VolumeHost for Host {
 pub fn volume_options(layouts: &[GroupLayout], salt: u64) -> VolumeOptions {
     let mut options = VolumeOptions::new(salt);
     let group = layouts.iter().map(|layout| layout.group_blocks).min().unwrap_or(options.chunk_blocks);
-    let half = (group / 2).max(64);
-    options.chunk_blocks = options.chunk_blocks.min(half);
-    options.log_blocks = options.log_blocks.min(half);
+    options.chunk_blocks = options.chunk_blocks.min(group);
+    options.log_blocks = options.log_blocks.min(2 * group);
     let log = crate::base::Blocks(u64::from(options.log_blocks)).bytes();
     options.checkpoint_redo.0 = options.checkpoint_redo.0.min(log.0 / 4);
     options
@@ -204,6 +207,18 @@ impl HostedLog {
         }
     }
 
+    /// Blocks that metadata will take of each of its devices beyond what it has claimed, when so much content is added.
+    pub fn growth(&self, payload: u64) -> (Vec<DeviceId>, u64) {
+        let replicas = self.volume.stats().replicas;
+        let ahead = self.volume.lacking_chunks() as u64 * u64::from(self.chunk_blocks);
+        let claimed: u64 = match replicas.first() {
+            Some(id) => lock(&self.host.spare).get(id).into_iter().flatten().map(|run| u64::from(run.blocks)).sum(),
+            None => 0,
+        };
+        let rows = payload / METADATA_PART / crate::base::BLOCK_SIZE;
+        (replicas, (ahead + rows).saturating_sub(claimed))
+    }
+
     /// Brings stale replicas up to date, and new ones up until there are `wanted` on devices that stay.
     pub fn mend(&self, wanted: usize, meta: &Meta) -> Result<()> {
         let root = self.volume.root();
@@ -226,7 +241,9 @@ impl HostedLog {
                 root.chunks.iter().filter(|chunk| chunk.device == id.0).map(|chunk| u64::from(chunk.count)).sum();
             let lacking = chunks.saturating_sub(known) * u64::from(self.chunk_blocks);
             let log = if at < stale { 0 } else { log_blocks };
-            self.host.claim_total(id, lacking + log, &mut |key| super::devices::load_bitmap(meta, key))?;
+            let load: &mut Loader<'_> = &mut |key| super::devices::load_bitmap(meta, key);
+            self.host.claim_ahead(&[id], log as u32, load)?;
+            self.host.claim_total(id, lacking + log, load)?;
             self.volume.rejoin(id)?;
         }
         Ok(())

@@ -36,14 +36,23 @@ pub type Watch<'a> = &'a mut dyn FnMut(&Progress) -> bool;
 const BATCH: usize = 256;
 
 impl Store {
-    /// Verifies every shard of every stripe, and all metadata replicas; repairs what is bad.
+    /// Verifies the labels, all metadata replicas, and every shard of every stripe; repairs what is bad. When nothing
+    /// stays bad, what devices did wrong before is forgotten.
     pub fn scrub(&self, watch: Watch<'_>) -> Result<Progress> {
         let mut progress = Progress::default();
+        if let Some(pool) = &self.pool
+            && !pool.damaged_labels().is_empty()
+        {
+            pool.update_labels(|_| ())?;
+        }
         if let Some(log) = &self.log {
             progress.metadata_blocks = log.volume.verify()?.repaired;
         }
-        self.each_stripe(|_| true, &mut progress, watch, |store, id| store.repair(id))?;
+        let whole = self.each_stripe(|_| true, &mut progress, watch, |store, id| store.repair(id))?;
         self.settle_repairs()?;
+        if whole && progress.lost == 0 && progress.repaired.missing == 0 {
+            self.faults.forget(None);
+        }
         Ok(progress)
     }
 
@@ -102,6 +111,7 @@ impl Store {
         self.transact(|tx, _| tx.delete::<table::Devices>(&old))?;
         self.durable_point()?;
         lock(&devices.allocator).remove_device(old);
+        self.faults.forget(Some(old));
         pool.remove_member(old)?;
         Ok(progress)
     }
@@ -181,7 +191,7 @@ impl Store {
         progress: &mut Progress,
         watch: Watch<'_>,
         act: impl Fn(&Store, StripeId) -> Result<Repaired>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let mut after = None;
         loop {
             let (stripes, last) = self.stripes_with(after, BATCH, &wanted)?;
@@ -193,7 +203,7 @@ impl Store {
                 }
                 progress.stripes += 1;
                 if !watch(progress) {
-                    return Ok(());
+                    return Ok(false);
                 }
             }
             // What was given up must become durable before its blocks can serve the rest.
@@ -201,7 +211,7 @@ impl Store {
                 self.durable_point()?;
             }
             if last.is_none() {
-                return Ok(());
+                return Ok(true);
             }
             after = last;
         }

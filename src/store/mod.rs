@@ -6,6 +6,7 @@ pub mod commit;
 mod compact;
 pub mod devices;
 pub mod extents;
+mod faults;
 mod host;
 pub mod maintain;
 mod open;
@@ -15,16 +16,18 @@ pub mod reclaim;
 pub mod repair;
 pub mod space;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::base::{Clock, Ino, Result, TxnId};
+use crate::base::{Clock, DeviceId, Ino, Result, TxnId};
 use crate::meta::volume::VolumeStats;
 use crate::meta::{Meta, Tx, View};
 use crate::pool::Pool;
+use crate::pool::stripe_io::BadShard;
 
 pub use commit::{ContentWrite, Inline, SharedBytes};
 pub use extents::Ledger;
+pub use faults::DeviceFaults;
 pub use pack::INLINE_SYNCHRONOUS;
 pub use read::Mapping;
 pub use space::{Reservation, Space};
@@ -48,6 +51,7 @@ pub struct Store {
     /// `None` for a store without devices.
     devices: Option<Arc<devices::Devices>>,
     repairs: repair::Queue,
+    faults: faults::Faults,
     untidy: compact::Untidy,
     space: space::Accounts,
     /// Truncates still going on: extents of the inode at or past the offset, born at or before the transaction, are
@@ -65,6 +69,7 @@ impl Store {
             log: None,
             devices: None,
             repairs: repair::Queue::default(),
+            faults: faults::Faults::default(),
             untidy: compact::Untidy::default(),
             space: space::Accounts::fixed(capacity),
             truncates: Mutex::default(),
@@ -79,6 +84,7 @@ impl Store {
             log: None,
             devices: Some(devices),
             repairs: repair::Queue::default(),
+            faults: faults::Faults::default(),
             untidy: compact::Untidy::default(),
             space: space::Accounts::default(),
             truncates: Mutex::default(),
@@ -100,6 +106,22 @@ impl Store {
     /// How the metadata volume fares.
     pub fn volume_stats(&self) -> Option<VolumeStats> {
         self.log.as_ref().map(|log| log.volume.stats())
+    }
+
+    /// What present members did wrong since they were last found whole.
+    pub fn device_faults(&self) -> BTreeMap<DeviceId, DeviceFaults> {
+        self.faults.now()
+    }
+
+    /// Takes note of shards that a read found bad: they are repaired later.
+    fn note_bad(&self, bad: &[BadShard]) {
+        self.repairs.add(bad);
+        let new = self.faults.add(bad);
+        let Some(pool) = &self.pool else { return };
+        let state = pool.state();
+        for member in new.iter().filter_map(|id| state.member(*id)) {
+            pool.note(format!("{} returned bad data or none: `argosfs status` says what to do", member.name()));
+        }
     }
 
     /// Makes everything durable, moves it into home and lets go of the devices: the next opening finds an empty log.

@@ -99,7 +99,7 @@ impl Store {
             reads.push(PayloadRead { id: run.stripe, row: &rows[&run.stripe], start: run.start, out: piece });
         }
         let bad = read_payloads(&*devices.membership, &mut reads)?;
-        self.repairs.add(&bad);
+        self.note_bad(&bad);
         Ok(())
     }
 

@@ -82,6 +82,7 @@ impl Store {
         if !bad.is_empty() && self.view(|view| view.get::<Stripes>(&id))?.as_ref() != Some(&row) {
             return Ok(None);
         }
+        self.note_bad(&bad);
         Ok(Some((row, bad)))
     }
 
@@ -100,6 +101,7 @@ impl Store {
         let window = devices.enter_read(self.meta.committed());
         let Some(row) = self.view(|view| view.get::<Stripes>(&id))? else { return Ok(Repaired::default()) };
         let bad = stripe_io::verify_stripe(&*devices.membership, id, &row);
+        self.faults.add(&bad);
         let mut repaired = Repaired::default();
         if bad.is_empty() {
             if row.state == StripeState::Degraded {

@@ -105,7 +105,11 @@ impl Store {
         match &self.devices {
             None => (balance.capacity, balance.capacity.saturating_sub(balance.used), 0),
             Some(devices) => {
-                let (total, free) = (devices.total_payload(), devices.free_payload());
+                let mut free = devices.free_payload(&(Vec::new(), 0));
+                if let Some(log) = &self.log {
+                    free = devices.free_payload(&log.growth(free));
+                }
+                let total = devices.total_payload();
                 let reserve =
                     (devices.stripe_bytes() as u64 * RESERVE_STRIPES).max(total / RESERVE_PART).min(total / 20);
                 (total, free, reserve)

@@ -270,8 +270,8 @@ impl Core {
         let state = read(&self.state);
         let all = state.len.div_ceil(u64::from(self.geometry.data) * BLOCK_SIZE) as usize;
         let ahead = self.options.write_ahead.0.div_ceil(u64::from(self.geometry.data) * BLOCK_SIZE) as usize;
-        // redb doubles its file when it grows.
-        let unmapped = all.saturating_sub(state.table.chunks.len()) + all;
+        // redb doubles its file when it grows, but does not fill it at once.
+        let unmapped = all.saturating_sub(state.table.chunks.len()) + all / 4;
         (state.table.homeless() + ahead.min(unmapped) + 1).saturating_sub(spare)
     }
 

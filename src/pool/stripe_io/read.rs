@@ -137,7 +137,7 @@ fn part<'a>(row: &StripeRow, piece: &'a Piece, granules: &Range<usize>) -> &'a [
 fn deliver(media: &dyn Media, read: &mut PayloadRead<'_>, plan: &Plan, bad: &mut Vec<BadShard>) -> Result<()> {
     let row = read.row;
     let mut report = |shard: usize, fault: Fault| {
-        let found = BadShard { stripe: read.id, index: shard as u8, fault };
+        let found = BadShard::of(read.id, row, shard, fault);
         if !bad.contains(&found) {
             bad.push(found);
         }

@@ -190,7 +190,7 @@ fn a_degraded_read_of_a_whole_stripe_reads_k_shards_once() {
     let mut out = vec![0; payload.len()];
     let bad = read(&bench, &row, 0, &mut out).unwrap();
     assert!(out == payload);
-    let missing = |index| BadShard { stripe: StripeId(5), index, fault: Fault::Missing };
+    let missing = |index| BadShard::of(StripeId(5), &row, index, Fault::Missing);
     assert_eq!(bad, [missing(0), missing(2)]);
     for device in [1, 3, 4, 5] {
         assert_eq!(bench.world.counters(device).reads, 1, "device {device}");
@@ -207,7 +207,7 @@ fn slow_devices_are_read_around_until_there_is_no_other_way() {
     bench.avoided.insert(1);
     let bad = read(&bench, &row, 0, &mut out).unwrap();
     assert!(out == payload);
-    assert_eq!(bad, [BadShard { stripe: StripeId(5), index: 1, fault: Fault::Avoided }]);
+    assert_eq!(bad, [BadShard::of(StripeId(5), &row, 1, Fault::Avoided)]);
     assert_eq!(bench.world.counters(1).reads, 0);
     bench.away.insert(0);
     out.fill(0);
