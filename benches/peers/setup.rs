@@ -81,22 +81,13 @@ impl Rig {
         Ok(())
     }
 
-    /// Mounts; `missing` names devices that are left out where the peer can do without them.
-    fn mount(&mut self, missing: &[usize]) -> Result<(), String> {
-        let present = |at: &usize| !missing.contains(at);
+    fn mount(&mut self, options: &[&str]) -> Result<(), String> {
         match self.peer {
-            Peer::Ext4 | Peer::Btrfs => run(Command::new("mount").arg(&self.loops[0]).arg(&self.mountpoint))?,
+            Peer::Ext4 | Peer::Btrfs => {
+                run(Command::new("mount").args(options).arg(&self.loops[0]).arg(&self.mountpoint))?
+            }
             Peer::Argos => {
-                let mut command = argosfs();
-                command.arg("mount");
-                if !missing.is_empty() {
-                    command.args(["-o", "degraded"]);
-                }
-                let first = (0..self.loops.len()).find(present).ok_or("no device left")?;
-                for at in (0..self.loops.len()).filter(present) {
-                    command.arg("--search").arg(&self.loops[at]);
-                }
-                run(command.arg(&self.loops[first]).arg(&self.mountpoint))?;
+                run(argosfs().arg("mount").args(options).arg(&self.loops[0]).arg(&self.mountpoint))?;
             }
             Peer::Null => {
                 let program = std::env::current_exe().map_err(|e| e.to_string())?;
@@ -146,14 +137,21 @@ impl Rig {
         Ok(true)
     }
 
-    /// Mounts again without two devices. `false` where that is not possible.
+    /// Mounts again after two devices were taken away. `false` where that is not possible.
     pub fn degrade(&mut self) -> Result<bool, String> {
-        if self.peer != Peer::Argos {
+        if !matches!(self.peer, Peer::Argos | Peer::Btrfs) {
             return Ok(false);
         }
         self.unmount()?;
+        for at in [4, 1] {
+            let device = self.loops.remove(at);
+            if self.peer == Peer::Btrfs {
+                run(Command::new("btrfs").args(["device", "scan", "--forget"]).arg(&device))?;
+            }
+            run(Command::new("losetup").arg("--detach").arg(&device))?;
+        }
         drop_caches();
-        self.mount(&[1, 4])?;
+        self.mount(&["-o", "degraded"])?;
         Ok(true)
     }
 

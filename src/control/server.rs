@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -50,8 +50,24 @@ struct Shared {
     service: Arc<dyn Service>,
     connections: AtomicUsize,
     stopping: AtomicBool,
+    farewells: Mutex<Farewells>,
+    /// Notified when a request to end has been served.
+    served: Condvar,
+}
+
+/// Requests to end the daemon.
+#[derive(Default)]
+struct Farewells {
+    /// Those being served: they may end it before they are done themselves.
+    underway: usize,
     /// Connections to be told when the daemon has finished.
-    farewells: Mutex<Vec<UnixStream>>,
+    waiting: Vec<UnixStream>,
+}
+
+impl Shared {
+    fn farewells(&self) -> MutexGuard<'_, Farewells> {
+        self.farewells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Server {
@@ -79,6 +95,7 @@ impl Server {
             connections: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             farewells: Mutex::default(),
+            served: Condvar::new(),
         });
         let socket = listener.try_clone().map_err(failed("make the socket"))?;
         let for_thread = Arc::clone(&shared);
@@ -97,8 +114,11 @@ impl Server {
         // The listener waits in accept: this wakes it, and refuses whoever comes now.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
         let _ = self.listener.join();
-        let farewells = std::mem::take(&mut *self.shared.farewells.lock().unwrap_or_else(PoisonError::into_inner));
-        for mut stream in farewells {
+        let mut farewells = self.shared.farewells();
+        while farewells.underway > 0 {
+            farewells = self.shared.served.wait(farewells).unwrap_or_else(PoisonError::into_inner);
+        }
+        for mut stream in std::mem::take(&mut farewells.waiting) {
             let _ = send_outcome(&mut stream, outcome);
             std::mem::forget(stream);
         }
@@ -148,13 +168,22 @@ fn answer(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
         Err(error) => return send_outcome(&mut stream, &Err(error)),
     };
     let ends = matches!(request, Request::Unmount { .. });
+    if ends {
+        shared.farewells().underway += 1;
+    }
     let mut reply = StreamReply { stream: &mut stream };
     let outcome = shared.service.serve(&request, &mut reply);
-    if ends && outcome.is_ok() {
-        shared.farewells.lock().unwrap_or_else(PoisonError::into_inner).push(stream);
-        return Ok(());
+    let leaves = ends && outcome.is_ok();
+    let answered = if leaves { Ok(()) } else { send_outcome(&mut stream, &outcome) };
+    if ends {
+        let mut farewells = shared.farewells();
+        farewells.underway -= 1;
+        if leaves {
+            farewells.waiting.push(stream);
+        }
+        shared.served.notify_all();
     }
-    send_outcome(&mut stream, &outcome)
+    answered
 }
 
 fn parse(payload: &[u8]) -> Result<Request> {

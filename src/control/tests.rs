@@ -178,6 +178,36 @@ fn a_refused_end_is_told_at_once_and_an_accepted_one_when_all_is_done() {
 }
 
 #[test]
+fn who_asked_for_the_end_is_answered_even_when_it_comes_at_once() {
+    /// Its unmount returns only after the daemon has begun to finish.
+    struct Slow(std::path::PathBuf);
+    impl Service for Slow {
+        fn serve(&self, _: &Request, _: &mut dyn Reply) -> Result<Outcome> {
+            std::fs::write(self.0.with_extension("asked"), "").expect("writes");
+            while self.0.exists() {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            finished()
+        }
+    }
+    let scratch = Scratch::new("race");
+    let runtime = Runtime::at(&scratch.0);
+    runtime.prepare().expect("makes the directory");
+    let socket = runtime.socket(Uuid([5; 16]));
+    let server = Server::start(&socket, Arc::new(Slow(socket.clone()))).expect("listens");
+    let mut stream = UnixStream::connect(&socket).expect("connects");
+    let request = br#"{"protocol":1,"request":{"unmount":{"lazy":true}}}"#;
+    frame::write(&mut stream, Kind::Request, request).expect("sends");
+    while !socket.with_extension("asked").exists() {
+        std::thread::yield_now();
+    }
+    server.finish(&finished());
+    let (kind, _) = frame::read(&mut stream).expect("reads").expect("an answer");
+    assert_eq!(kind, Kind::Answer);
+}
+
+#[test]
 fn hostile_bytes_do_not_stop_the_server() {
     let scratch = Scratch::new("hostile");
     let (runtime, server) = serve(&scratch);
