@@ -22,7 +22,7 @@ if [ ! -x "$ARGOSFS" ]; then
     cargo build --release --locked --quiet || exit 1
 fi
 
-WORK=$(mktemp -d "$TARGET/work.XXXXXX") || exit 1
+WORK=$(mktemp -d "${PARENT:-$TARGET}/argosfs-work.XXXXXX") || exit 1
 MOUNT=$WORK/mnt
 export ARGOSFS_RUNTIME_DIR=$WORK/run
 mkdir "$MOUNT" "$ARGOSFS_RUNTIME_DIR"

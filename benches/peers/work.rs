@@ -82,6 +82,9 @@ fn sequential_read_cold(rig: &mut Rig) -> Result<Option<f64>, String> {
 }
 
 fn degraded_read(rig: &mut Rig) -> Result<Option<f64>, String> {
+    // As the cold read found it: the random writes have left the old one in pieces.
+    fs::remove_file(rig.mountpoint.join("large")).map_err(|error| error.to_string())?;
+    sequential_write(rig)?;
     if rig.degrade()? { rate(sequential_read(rig)) } else { Ok(None) }
 }
 
