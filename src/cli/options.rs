@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::base::file::AccessTime;
-use crate::base::{Error, Result};
+use crate::base::{Bytes, Error, Result};
 use crate::device::EngineChoice;
+use crate::store::CACHE_BYTES;
 
 /// What a mount is to be like.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,6 +25,8 @@ pub struct Options {
     pub wait: Duration,
     pub search: Vec<PathBuf>,
     pub engine: EngineChoice,
+    /// Memory for content that was read and lies packed with other content.
+    pub cache: Bytes,
     pub log: Option<PathBuf>,
     /// Change an existing mount.
     pub remount: bool,
@@ -43,6 +46,7 @@ impl Default for Options {
             wait: Duration::from_secs(10),
             search: Vec::new(),
             engine: EngineChoice::Auto,
+            cache: Bytes(CACHE_BYTES as u64),
             log: None,
             remount: false,
         }
@@ -95,6 +99,7 @@ Options (-o, separated by commas):
   nosuid, nodev, noexec
   search=DIR        look for devices in DIR too
   engine=NAME       auto, uring, threads, inline, buffered or mmap
+  cache=SIZE        memory for small files read lately, besides the kernel's (64M)
   log=FILE          where the daemon writes what it has to say";
 
 impl Options {
@@ -137,6 +142,11 @@ impl Options {
             }
             "search" => self.search.push(PathBuf::from(needs("a directory, as in search=/images")?)),
             "engine" => self.engine = needs("a name")?.parse()?,
+            "cache" => {
+                let size = needs("a size, as in cache=256M")?;
+                self.cache =
+                    Bytes::parse(size).ok_or_else(|| Error::Usage(format!("cache={size} is no size, as 256M is")))?;
+            }
             "log" => self.log = Some(PathBuf::from(needs("a file, as in log=/var/log/argosfs.log")?)),
             _ if FOR_OTHERS.contains(&name) || name.starts_with("x-") || name == "comment" => {}
             _ => {
@@ -168,6 +178,7 @@ impl Options {
         flag(self.no_exec, "noexec");
         words.push(format!("wait={}", self.wait.as_secs()));
         words.push(format!("engine={}", self.engine));
+        words.push(format!("cache={}", self.cache.0));
         words.join(",")
     }
 }
@@ -199,6 +210,7 @@ mod tests {
             ("wait=x", "wait=x"),
             ("engine=steam", "steam"),
             ("search=", "directory"),
+            ("cache=much", "much"),
         ] {
             let error = parse(text).expect_err(text);
             assert!(matches!(&error, Error::Usage(why) if why.contains(word)), "{text}: {error}");
@@ -207,8 +219,9 @@ mod tests {
 
     #[test]
     fn the_daemon_gets_the_same_options() {
-        let options = parse("ro,strictatime,writeback,noallow_other,nodev,noexec,nosuid,degraded,wait=7,engine=mmap")
-            .expect("parses");
+        let options =
+            parse("ro,strictatime,writeback,noallow_other,nodev,noexec,nosuid,degraded,wait=7,engine=mmap,cache=1M")
+                .expect("parses");
         assert_eq!(parse(&options.to_text()).expect("parses"), options);
         assert_eq!(parse(&Options::default().to_text()).expect("parses"), Options::default());
     }

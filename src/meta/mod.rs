@@ -3,6 +3,7 @@
 
 pub mod db;
 pub mod journal;
+pub mod migrate;
 mod redo;
 pub mod tx;
 pub mod volume;

@@ -2,6 +2,7 @@
 //! Above: `fs` decides what a file contains. Below: `meta` keeps the rows, `pool` the shards.
 
 mod bitmap;
+mod cache;
 pub mod commit;
 mod compact;
 pub mod devices;
@@ -20,11 +21,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::base::{Clock, DeviceId, Ino, Result, TxnId};
+use crate::meta::migrate::migrate;
 use crate::meta::volume::VolumeStats;
 use crate::meta::{Meta, Tx, View};
 use crate::pool::Pool;
 use crate::pool::stripe_io::BadShard;
 
+pub use cache::DEFAULT_BYTES as CACHE_BYTES;
 pub use commit::{ContentWrite, Inline, SharedBytes};
 pub use extents::Ledger;
 pub use faults::DeviceFaults;
@@ -52,6 +55,7 @@ pub struct Store {
     devices: Option<Arc<devices::Devices>>,
     repairs: repair::Queue,
     faults: faults::Faults,
+    cache: cache::Cache,
     untidy: compact::Untidy,
     space: space::Accounts,
     /// Truncates still going on: extents of the inode at or past the offset, born at or before the transaction, are
@@ -63,13 +67,16 @@ impl Store {
     /// A store without devices: all content is inline in an in-memory database, bounded by `capacity` bytes. For tests
     /// of the layers above.
     pub fn in_memory(clock: Arc<dyn Clock>, capacity: u64) -> Result<Store> {
+        let meta = Arc::new(Meta::in_memory(clock)?);
+        migrate(&meta, false)?;
         Ok(Store {
-            meta: Arc::new(Meta::in_memory(clock)?),
+            meta,
             pool: None,
             log: None,
             devices: None,
             repairs: repair::Queue::default(),
             faults: faults::Faults::default(),
+            cache: cache::Cache::new(cache::DEFAULT_BYTES),
             untidy: compact::Untidy::default(),
             space: space::Accounts::fixed(capacity),
             truncates: Mutex::default(),
@@ -85,6 +92,7 @@ impl Store {
             devices: Some(devices),
             repairs: repair::Queue::default(),
             faults: faults::Faults::default(),
+            cache: cache::Cache::new(cache::DEFAULT_BYTES),
             untidy: compact::Untidy::default(),
             space: space::Accounts::default(),
             truncates: Mutex::default(),
@@ -101,6 +109,11 @@ impl Store {
     /// The pool below; `None` in tests without labels.
     pub fn pool(&self) -> Option<&Arc<Pool>> {
         self.pool.as_ref()
+    }
+
+    /// Bounds the memory for content that was read, in bytes.
+    pub fn set_cache_limit(&self, bytes: usize) {
+        self.cache.set_limit(bytes);
     }
 
     /// How the metadata volume fares.

@@ -8,6 +8,7 @@ use super::{Store, lock};
 use crate::base::{Clock, DeviceId, Error, Result};
 use crate::format::rows::DeviceRow;
 use crate::format::table;
+use crate::meta::migrate::migrate;
 use crate::meta::volume::Volume;
 use crate::meta::{Meta, Reader, RedoGroup};
 use crate::pool::{Member, Pool};
@@ -101,6 +102,7 @@ fn assemble(
     if !is_new {
         log.claim_named(&mut lock(&devices.allocator), None);
     }
+    migrate(&meta, pool.is_read_only())?;
     if !pool.is_read_only() {
         for member in without_row {
             meta.transact(|tx| tx.put::<table::Devices>(&member.id, &device_row(member)))?;

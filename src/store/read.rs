@@ -1,12 +1,14 @@
 //! Reading committed content.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::cache::{Key, UNIT};
 use super::devices::Devices;
 use super::{Store, extents};
-use crate::base::{Error, Ino, Result, StripeId};
+use crate::base::{BLOCK_SIZE, Error, Ino, Result, StripeId};
 use crate::format::rows::{ExtentBody, StripeRow};
 use crate::format::table::Stripes;
 use crate::meta::{Reader, View, Visit};
@@ -17,6 +19,42 @@ struct RunRead {
     stripe: StripeId,
     start: u32,
     out: Range<usize>,
+    /// Part of an extent so short that others are packed around it.
+    packed: bool,
+}
+
+/// Shorter extents are read with what lies around them.
+const PACKED: u64 = 32 << 10;
+
+impl RunRead {
+    /// Numbers of the units it lies in.
+    fn units(&self) -> Range<u32> {
+        let start = self.start as usize;
+        (start / UNIT) as u32..(start + self.out.len()).div_ceil(UNIT) as u32
+    }
+}
+
+type Units = HashMap<Key, Arc<Vec<u8>>>;
+
+/// Copies a run out of the units it lies in; `false` when some are not there.
+fn copy_from_units(units: &Units, run: &RunRead, out: &mut [u8]) -> bool {
+    let mut done = 0;
+    for number in run.units() {
+        let Some(unit) = units.get(&(run.stripe, number)) else { return false };
+        let from = (run.start as usize + done) % UNIT;
+        let count = (out.len() - done).min(UNIT - from);
+        let Some(bytes) = unit.get(from..from + count) else { return false };
+        out[done..done + count].copy_from_slice(bytes);
+        done += count;
+    }
+    done == out.len()
+}
+
+/// The part of a stripe's payload that is unit `number`.
+fn unit_range(row: &StripeRow, number: u32) -> Range<usize> {
+    let payload = usize::from(row.k) * row.shard_blocks as usize * BLOCK_SIZE as usize;
+    let start = (number as usize * UNIT).min(payload);
+    start..(start + UNIT).min(payload)
 }
 
 type StripeRows = HashMap<StripeId, StripeRow>;
@@ -72,7 +110,12 @@ impl Store {
                         })?);
                     }
                     let skip = run.inside + (start - at) as u32;
-                    runs.push(RunRead { stripe: run.stripe, start: run.start + skip, out: target });
+                    runs.push(RunRead {
+                        stripe: run.stripe,
+                        start: run.start + skip,
+                        out: target,
+                        packed: row.length < PACKED,
+                    });
                 }
                 ExtentBody::Run(_) => {
                     return Err(Error::corrupt("a compressed or encrypted extent; use a newer argosfs"));
@@ -84,11 +127,10 @@ impl Store {
         Ok((runs, rows))
     }
 
-    /// Reads all runs in one batch. What is found bad is repaired later.
+    /// Reads all runs, in one batch but for those of packed extents that the cache lacks. What is found bad is repaired
+    /// later.
     fn read_runs(&self, devices: &Devices, out: &mut [u8], runs: &[RunRead], rows: &StripeRows) -> Result<()> {
-        if runs.is_empty() {
-            return Ok(());
-        }
+        let units = self.units(devices, runs, rows);
         let mut reads = Vec::with_capacity(runs.len());
         let mut rest = out;
         let mut reached = 0;
@@ -96,11 +138,47 @@ impl Store {
             let (piece, after) = std::mem::take(&mut rest)[run.out.start - reached..].split_at_mut(run.out.len());
             reached = run.out.end;
             rest = after;
-            reads.push(PayloadRead { id: run.stripe, row: &rows[&run.stripe], start: run.start, out: piece });
+            if !(run.packed && copy_from_units(&units, run, piece)) {
+                reads.push(PayloadRead { id: run.stripe, row: &rows[&run.stripe], start: run.start, out: piece });
+            }
         }
-        let bad = read_payloads(&*devices.membership, &mut reads)?;
-        self.note_bad(&bad);
+        if !reads.is_empty() {
+            let bad = read_payloads(&*devices.membership, &mut reads)?;
+            self.note_bad(&bad);
+        }
         Ok(())
+    }
+
+    /// The units that packed runs lie in, from the cache or read now. One that cannot be read is left out: what is
+    /// wanted of it may be whole.
+    fn units(&self, devices: &Devices, runs: &[RunRead], rows: &StripeRows) -> Units {
+        let mut units = Units::new();
+        let mut lacking: BTreeMap<Key, Vec<u8>> = BTreeMap::new();
+        for run in runs.iter().filter(|run| run.packed) {
+            for number in run.units() {
+                let key = (run.stripe, number);
+                match self.cache.get(key) {
+                    Some(unit) => drop(units.insert(key, unit)),
+                    None => drop(lacking.insert(key, vec![0; unit_range(&rows[&run.stripe], number).len()])),
+                }
+            }
+        }
+        if lacking.is_empty() {
+            return units;
+        }
+        let mut reads = Vec::with_capacity(lacking.len());
+        for ((id, number), out) in &mut lacking {
+            let row = &rows[id];
+            reads.push(PayloadRead { id: *id, row, start: unit_range(row, *number).start as u32, out });
+        }
+        let Ok(bad) = read_payloads(&*devices.membership, &mut reads) else { return units };
+        self.note_bad(&bad);
+        for (key, unit) in lacking {
+            let unit = Arc::new(unit);
+            self.cache.insert(key, unit.clone());
+            units.insert(key, unit);
+        }
+        units
     }
 
     /// The first range at or after `offset`, within `end`, and what it is: neighbours of one kind are merged.

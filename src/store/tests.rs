@@ -13,7 +13,7 @@ use crate::device::sim::SimWorld;
 use crate::device::{Device, Engine, InlineEngine};
 use crate::erasure::Geometry;
 use crate::format::label::GroupLayout;
-use crate::format::rows::{DeviceRow, GROUP_PART_BLOCKS, Placement};
+use crate::format::rows::{DeviceRow, GROUP_PART_BLOCKS, Placement, StripeRow};
 use crate::format::table;
 use crate::meta::{Meta, Reader, Visit};
 use crate::pool::stripe_io::Media;
@@ -363,4 +363,54 @@ fn a_device_is_emptied_without_losing_redundancy() {
     rig.check_rows();
     lock(&rig.pool.gone).extend([DeviceId(3), DeviceId(0), DeviceId(6)]);
     rig.check();
+}
+
+/// Forty files of 4 KiB in one stripe of 4+2.
+fn packed(prng: &mut Prng) -> (Rig, StripeRow) {
+    let mut rig = Rig::new(6, 4, 2);
+    let writes: Vec<ContentWrite> = (2..42)
+        .map(|ino| {
+            let bytes = noise(prng, 4096);
+            rig.model.insert(Ino(ino), bytes.clone());
+            ContentWrite { ino: Ino(ino), offset: 0, bytes: SharedBytes::new(bytes) }
+        })
+        .collect();
+    rig.store.commit(&writes, Inline::Small, |_, _| Ok(())).unwrap();
+    assert_eq!(rig.stripes(), 1);
+    let id = rig.store.stripes_with(None, 1, |_| true).unwrap().0[0];
+    let row = rig.store.view(|view| view.get::<table::Stripes>(&id)).unwrap().unwrap();
+    (rig, row)
+}
+
+#[test]
+fn what_is_packed_together_is_read_together() {
+    let mut prng = Prng::new(15);
+    let (rig, _) = packed(&mut prng);
+    let reads = || (0..6).map(|device| rig.pool.world.counters(device).reads).sum::<u64>();
+    let before = reads();
+    rig.check();
+    let first = reads() - before;
+    assert!(first <= 8, "{first} reads for 40 files of one stripe");
+    rig.check();
+    assert_eq!(reads() - before, first, "all of it is in memory");
+}
+
+#[test]
+fn damage_beside_a_file_does_not_keep_it_from_being_read() {
+    let mut prng = Prng::new(16);
+    let (rig, row) = packed(&mut prng);
+    // The second block of four shards out of six: too many to reconstruct, and in the same unit as good ones.
+    for placement in &row.placements[..4] {
+        let at = (placement.block.0 + 2) * 4096;
+        rig.pool.world.corrupt(usize::from(placement.device.0), at..at + 4096);
+    }
+    let results: Vec<bool> = rig
+        .model
+        .iter()
+        .map(|(ino, content)| {
+            let mut out = vec![0; content.len()];
+            rig.store.read(*ino, 0, &mut out).is_ok_and(|()| out == *content)
+        })
+        .collect();
+    assert_eq!(results.iter().filter(|good| !**good).count(), 4, "{results:?}");
 }
