@@ -174,7 +174,8 @@ pub fn volume_options(layouts: &[GroupLayout], salt: u64) -> VolumeOptions {
     let mut options = VolumeOptions::new(salt);
     let group = layouts.iter().map(|layout| layout.group_blocks).min().unwrap_or(options.chunk_blocks);
     options.chunk_blocks = options.chunk_blocks.min(group);
-    options.log_blocks = options.log_blocks.min(2 * group);
+    // On the tiniest devices every group counts.
+    options.log_blocks = options.log_blocks.min(if group > 64 { 2 * group } else { group });
     let log = crate::base::Blocks(u64::from(options.log_blocks)).bytes();
     options.checkpoint_redo.0 = options.checkpoint_redo.0.min(log.0 / 4);
     options
@@ -242,7 +243,9 @@ impl HostedLog {
             let lacking = chunks.saturating_sub(known) * u64::from(self.chunk_blocks);
             let log = if at < stale { 0 } else { log_blocks };
             let load: &mut Loader<'_> = &mut |key| super::devices::load_bitmap(meta, key);
-            self.host.claim_ahead(&[id], log as u32, load)?;
+            if log > 0 {
+                self.host.claim_ahead(&[id], log as u32, load)?;
+            }
             self.host.claim_total(id, lacking + log, load)?;
             self.volume.rejoin(id)?;
         }
