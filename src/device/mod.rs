@@ -79,6 +79,8 @@ pub struct RawFile<'a> {
     pub direct: bool,
     /// What buffers' addresses must be multiples of when `direct`.
     pub alignment: usize,
+    /// Submitting a request may wait for the one before: the file lies on a filesystem that asks somebody else.
+    pub may_wait: bool,
     /// Where requests that bypass the device's own methods announce themselves.
     pub in_flight: &'a InFlight,
     /// Must be set when a flush submitted on `fd` fails.

@@ -24,6 +24,8 @@ use std::time::Duration;
 
 /// Requests in flight on one ring; larger batches go in waves.
 const DEPTH: u32 = 64;
+/// How long a wait for all answers goes on before those that came are looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Rings kept for reuse.
 const KEPT: usize = 8;
 /// `IOV_MAX`.
@@ -87,7 +89,8 @@ impl UringEngine {
             opcode::ReadFixed::CODE,
             opcode::WriteFixed::CODE,
         ];
-        if !needed.iter().all(|code| probe.is_supported(*code)) {
+        let waits_with_patience = first.uring.params().is_feature_ext_arg();
+        if !waits_with_patience || !needed.iter().all(|code| probe.is_supported(*code)) {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's io_uring lacks an operation"));
         }
         Ok(UringEngine { rings: Mutex::new(vec![first]), threads: OnceLock::new(), register })
@@ -199,6 +202,7 @@ impl<'a> Slot<'a> {
             },
             Op::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
         };
+        let entry = if raw.may_wait { entry.flags(squeue::Flags::ASYNC) } else { entry };
         Some(Slot { index, watch: Some(raw.in_flight.start()), entry, _vectors: vectors, answer: None })
     }
 
@@ -295,13 +299,16 @@ impl<'r, 'a> Flight<'r, 'a> {
         if self.queued == 0 && want == 0 {
             return;
         }
-        match self.ring.uring.submit_and_wait(want) {
+        // While one device hangs, the answers of the others must still be seen: they are not to look stalled too.
+        let patience = types::Timespec::from(LOOK_AGAIN);
+        let arguments = types::SubmitArgs::new().timespec(&patience);
+        match self.ring.uring.submitter().submit_with_args(want, &arguments) {
             Ok(taken) => {
                 self.queued -= taken;
                 self.flying += taken;
             }
             Err(error) => match error.raw_os_error() {
-                Some(libc::EINTR) => {}
+                Some(libc::EINTR | libc::ETIME) => {}
                 // The kernel is short of something; what is in flight will free it.
                 Some(libc::EAGAIN | libc::EBUSY) if self.flying > 0 => {}
                 _ => self.broken = true,

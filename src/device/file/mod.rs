@@ -31,6 +31,7 @@ struct FileDevice {
     file: File,
     size: u64,
     block: bool,
+    may_wait: bool,
     read_only: bool,
     domain: u64,
     /// What memory must be aligned to while `direct`.
@@ -175,6 +176,7 @@ impl Device for FileDevice {
             fd: self.file.as_fd(),
             direct: self.direct.load(Ordering::Relaxed),
             alignment: self.alignment,
+            may_wait: self.may_wait,
             in_flight: &self.in_flight,
             flush_failed: &self.flush_failed,
         })

@@ -194,6 +194,7 @@ pub(super) fn open_file(path: &Path, options: &OpenOptions) -> Result<FileDevice
     Ok(FileDevice {
         size: found_size / BLOCK_SIZE * BLOCK_SIZE,
         block,
+        may_wait: !block && asks_somebody_else(&file),
         read_only: options.read_only,
         domain: domain::disk_of(if block { meta.rdev() } else { meta.dev() }),
         alignment: alignment.unwrap_or(1),
@@ -205,6 +206,18 @@ pub(super) fn open_file(path: &Path, options: &OpenOptions) -> Result<FileDevice
         name,
         file,
     })
+}
+
+/// Whether a file's filesystem is served by a process or another machine.
+fn asks_somebody_else(file: &File) -> bool {
+    const FUSE: i64 = 0x6573_5546;
+    const NFS: i64 = 0x6969;
+    const CIFS: i64 = 0xff53_4d42;
+    const SMB2: i64 = 0xfe53_4d42;
+    const NINE_P: i64 = 0x0102_1997;
+    const CEPH: i64 = 0x00c3_6400;
+    let kind = rustix::fs::fstatfs(file).map(|filesystem| filesystem.f_type as i64);
+    matches!(kind, Ok(FUSE | NFS | CIFS | SMB2 | NINE_P | CEPH))
 }
 
 fn look(path: &Path) -> io::Result<Option<Metadata>> {
