@@ -1,5 +1,6 @@
 //! mkfs, as far as labels go, and what else turns a device into a member.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Member, Pool, PoolState, label_io, lock, signatures};
@@ -200,17 +201,25 @@ fn domains(devices: &[Arc<dyn Device>], geometry: DefaultGeometry) -> Vec<u64> {
     }
 }
 
-/// The failure domain of a device that joins an open pool: that of the members it shares hardware with, unless the pool
-/// treats such members as independent.
-pub(super) fn domain_beside(state: &PoolState, device: &Arc<dyn Device>, id: DeviceId) -> u64 {
+/// The failure domain of a device that joins an open pool, in the place of `old` if that is given: that of the members it
+/// shares hardware with, unless the pool treats such members as independent, or too few domains would be left for a
+/// whole stripe.
+pub(super) fn domain_beside(state: &PoolState, device: &Arc<dyn Device>, id: DeviceId, old: Option<DeviceId>) -> u64 {
     let alone = u64::from(id.0) | DOMAIN_OF_ONE;
     let hinted: Vec<(u64, u64)> = state
         .present()
         .filter_map(|member| Some((member.device.as_ref()?.domain_hint()?, member.failure_domain)))
         .collect();
     let independent = hinted.iter().any(|(hint, domain)| hinted.iter().any(|(h, d)| h == hint && d != domain));
+    let staying =
+        state.members.iter().filter(|member| Some(member.id) != old && member.state != MemberState::Replacing);
+    let domains: BTreeSet<u64> = staying.map(|member| member.failure_domain).collect();
+    let geometry = state.label.settings.geometry;
+    let enough = domains.len() >= usize::from(geometry.k) + usize::from(geometry.m);
     match device.domain_hint() {
-        Some(own) if !independent => hinted.iter().find(|(hint, _)| *hint == own).map_or(alone, |(_, domain)| *domain),
+        Some(own) if !independent && enough => {
+            hinted.iter().find(|(hint, _)| *hint == own).map_or(alone, |(_, domain)| *domain)
+        }
         _ => alone,
     }
 }

@@ -127,7 +127,7 @@ impl Pool {
                     old.state = MemberState::Replacing;
                 }
             }
-            let failure_domain = format::domain_beside(next, &device, added);
+            let failure_domain = format::domain_beside(next, &device, added, old);
             let member = Member {
                 id: added,
                 uuid,

@@ -504,6 +504,20 @@ fn devices_on_the_same_hardware_share_a_failure_domain_when_enough_others_are_le
     assert_eq!(alone.len(), 4);
 }
 
+#[test]
+fn a_replacement_on_the_same_hardware_is_independent_when_a_stripe_needs_it() {
+    let world = SimWorld::new(20, 4, SIZE);
+    (1..4).for_each(|device| world.set_domain(device, 0));
+    let devices = world.devices();
+    let options = FormatOptions { force: true, ..options(1, 1) };
+    drop(Pool::format(&devices[..2], &options, engine(), Box::new(Prng::new(3))).unwrap());
+    // Nobody sees any more that two on the same hardware were taken for independent ones.
+    let pool = Pool::open(&devices[..1], &OpenMode::default(), engine(), Box::new(Prng::new(4))).unwrap();
+    let new = pool.replace_member(DeviceId(1), devices[2].clone(), true).unwrap();
+    let domain = |id| pool.state().member(id).unwrap().failure_domain;
+    assert_ne!(domain(DeviceId(0)), domain(new));
+}
+
 /// Labels that are whole and say anything at all: opening the pool answers, one way or the other.
 #[test]
 fn hostile_labels_never_panic() {
