@@ -92,7 +92,7 @@ impl Host {
 
     /// Sees to it that each of `replicas` has `blocks` contiguous blocks claimed ahead.
     pub fn claim_ahead(&self, replicas: &[DeviceId], blocks: u32, load: &mut Loader<'_>) -> Result<()> {
-        for id in replicas {
+        for id in replicas.iter().filter(|_| blocks > 0) {
             if lock(&self.spare).get(id).is_some_and(|runs| runs.iter().any(|run| run.blocks >= blocks)) {
                 continue;
             }
@@ -229,6 +229,7 @@ impl HostedLog {
         let current: Vec<DeviceId> = root.replicas.iter().map(|replica| DeviceId(replica.device)).collect();
         candidates.extend(self.host.spare_replicas(&current));
         let log_blocks = root.replicas.first().map_or(0, |replica| u64::from(replica.log_blocks));
+        let mut failed = Ok(());
         for (at, id) in candidates.into_iter().enumerate() {
             if at >= stale && self.staying_replicas() >= wanted {
                 break;
@@ -236,20 +237,24 @@ impl HostedLog {
             if self.host.device(id).is_none() {
                 continue;
             }
-            // Those in use, those at hand, and what transactions may take meanwhile.
-            let chunks = self.volume.stats().chunks + self.volume.spare_chunks() as u64 + 2;
-            let known =
-                root.chunks.iter().filter(|chunk| chunk.device == id.0).map(|chunk| u64::from(chunk.count)).sum();
-            let lacking = chunks.saturating_sub(known) * u64::from(self.chunk_blocks);
-            let log = if at < stale { 0 } else { log_blocks };
-            let load: &mut Loader<'_> = &mut |key| super::devices::load_bitmap(meta, key);
-            if log > 0 {
-                self.host.claim_ahead(&[id], log as u32, load)?;
-            }
-            self.host.claim_total(id, lacking + log, load)?;
-            self.volume.rejoin(id)?;
+            // Where it does not work, another one may do.
+            let mended = self.mend_one(id, at < stale, log_blocks, meta);
+            failed = failed.and(mended);
         }
-        Ok(())
+        if self.staying_replicas() >= wanted { Ok(()) } else { failed }
+    }
+
+    fn mend_one(&self, id: DeviceId, known: bool, log_blocks: u64, meta: &Meta) -> Result<()> {
+        // Those in use, those at hand, and what transactions may take meanwhile.
+        let chunks = self.volume.stats().chunks + self.volume.spare_chunks() as u64 + 2;
+        let root = self.volume.root();
+        let there = root.chunks.iter().filter(|chunk| chunk.device == id.0).map(|chunk| u64::from(chunk.count)).sum();
+        let lacking = chunks.saturating_sub(there) * u64::from(self.chunk_blocks);
+        let log = if known { 0 } else { log_blocks };
+        let load: &mut Loader<'_> = &mut |key| super::devices::load_bitmap(meta, key);
+        self.host.claim_ahead(&[id], log as u32, load)?;
+        self.host.claim_total(id, lacking + log, load)?;
+        self.volume.rejoin(id)
     }
 }
 

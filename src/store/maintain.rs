@@ -15,7 +15,7 @@ use crate::format::label::MemberState;
 use crate::format::rows::{Placement, StripeRow};
 use crate::format::table;
 use crate::meta::{DataBarrier, Reader};
-use crate::pool::Pool;
+use crate::pool::{Member, Pool};
 
 /// How far a long action has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -49,6 +49,9 @@ impl Store {
             progress.metadata_blocks = log.volume.verify()?.repaired;
         }
         let whole = self.each_stripe(|_| true, &mut progress, watch, |store, id| store.repair(id))?;
+        if whole {
+            self.settle_intents()?;
+        }
         self.settle_repairs()?;
         if whole && progress.lost == 0 && progress.repaired.missing == 0 {
             self.faults.forget(None);
@@ -66,19 +69,36 @@ impl Store {
                 .any(|placement| *placement == Placement::NONE || devices.membership.device(placement.device).is_none())
         };
         self.each_stripe(lacking, &mut progress, watch, |store, id| store.repair(id))?;
-        let mut after = 0;
-        while self.rebuild_step(&mut after)?.is_some() {}
+        self.settle_intents()?;
         self.settle_repairs()?;
+        if let Some(pool) = &self.pool {
+            // Replacements that did not come to their end.
+            let replacing = |member: &&Member| member.state == MemberState::Replacing && member.device.is_some();
+            for old in pool.state().members.iter().filter(replacing) {
+                self.retire(old.id, &mut progress, watch)?;
+            }
+        }
         Ok(progress)
+    }
+
+    /// Works off the plans to rebuild; where nothing is left to do, the plan goes.
+    fn settle_intents(&self) -> Result<()> {
+        let mut from = 0;
+        while self.rebuild_step(&mut from)?.is_some() {}
+        Ok(())
     }
 
     /// Moves every shard off a device, which stays a member.
     pub fn evacuate(&self, device: DeviceId, watch: Watch<'_>) -> Result<Progress> {
         let mut progress = Progress::default();
-        let on_it = |row: &StripeRow| row.placements.iter().any(|placement| placement.device == device);
-        self.each_stripe(on_it, &mut progress, watch, |store, id| store.relocate(id, device))?;
-        self.settle_repairs()?;
+        self.empty(device, &mut progress, watch)?;
         Ok(progress)
+    }
+
+    fn empty(&self, device: DeviceId, progress: &mut Progress, watch: Watch<'_>) -> Result<()> {
+        let on_it = |row: &StripeRow| row.placements.iter().any(|placement| placement.device == device);
+        self.each_stripe(on_it, progress, watch, |store, id| store.relocate(id, device))?;
+        self.settle_repairs()
     }
 
     /// Makes repairs durable: a shard rewritten in its place is no transaction, so a durable point alone would pass it by.
@@ -95,11 +115,20 @@ impl Store {
         let (pool, devices) = self.whole()?;
         let added = pool.replace_member(old, new, force)?;
         self.welcome(&pool, &devices, added)?;
-        let progress = self.evacuate(old, watch)?;
+        let mut progress = Progress::default();
+        self.retire(old, &mut progress, watch)?;
+        Ok(progress)
+    }
+
+    /// Empties a device to which nothing new goes, and ends its membership.
+    fn retire(&self, old: DeviceId, progress: &mut Progress, watch: Watch<'_>) -> Result<()> {
+        let (pool, devices) = self.whole()?;
+        self.empty(old, progress, watch)?;
         if self.holds_shards(old)? {
             return Err(Error::Unavailable(format!(
-                "{} stripes could not be moved off device {old}: add space and run the command again",
-                progress.repaired.missing.max(1)
+                "{} stripes could not be moved off device {old}: add space, then `argosfs rebuild {}` goes on",
+                progress.repaired.missing.max(1),
+                pool.state().label.name
             )));
         }
         self.mend_metadata()?;
@@ -112,8 +141,7 @@ impl Store {
         self.durable_point()?;
         lock(&devices.allocator).remove_device(old);
         self.faults.forget(Some(old));
-        pool.remove_member(old)?;
-        Ok(progress)
+        pool.remove_member(old)
     }
 
     /// Whether any stripe has a shard on the device.

@@ -10,6 +10,7 @@ use crate::base::{Ino, Prng, Result};
 use crate::device::InlineEngine;
 use crate::device::sim::SimWorld;
 use crate::format::label::DefaultGeometry;
+use crate::meta::Reader;
 use crate::pool::{FormatOptions, OpenMode, Pool};
 
 const SIZE: u64 = 64 << 20;
@@ -72,6 +73,72 @@ fn a_closed_pool_opens_with_everything_in_it() {
         let store = open(&world, &[0, 1, 2, 3, 4, 5], 4).unwrap();
         assert!(read(&store, 4, first.len()) == first, "with {lost:?} back");
     }
+}
+
+#[test]
+fn a_half_that_was_away_is_brought_up_to_date() {
+    let world = SimWorld::new(2, 2, SIZE);
+    let store = format(&world, 1, 1).unwrap();
+    let mut prng = Prng::new(6);
+    let old = content(&mut prng, 400_000);
+    write(&store, 2, old.clone()).unwrap();
+    store.close().unwrap();
+    let store = open(&world, &[0], 2).unwrap();
+    let new = content(&mut prng, 300_000);
+    write(&store, 3, new.clone()).unwrap();
+    store.close().unwrap();
+    let store = open(&world, &[1, 0], 3).unwrap();
+    store.mend_metadata().unwrap();
+    let progress = store.rebuild(&mut |_| true).unwrap();
+    assert_eq!((progress.repaired.missing, progress.lost), (0, 0));
+    assert_eq!(store.volume_stats().unwrap().replicas.len(), 2);
+    let mut intents = 0;
+    let all = (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded);
+    let count = |_, _| {
+        intents += 1;
+        Ok(crate::meta::Visit::Continue(()))
+    };
+    store.view(|view| view.scan::<crate::format::table::Intents>(all, count)).unwrap();
+    assert_eq!(intents, 0, "plans of what is done");
+    store.close().unwrap();
+    let store = open(&world, &[1], 4).unwrap();
+    assert!(read(&store, 2, old.len()) == old && read(&store, 3, new.len()) == new);
+}
+
+#[test]
+fn a_replacement_waits_for_repairs_of_its_stripes_and_goes_on_after_an_interruption() {
+    let mut devices = SimWorld::new(3, 6, SIZE).devices();
+    let spare = devices.pop().unwrap();
+    let options = FormatOptions {
+        name: "test".into(),
+        geometry: DefaultGeometry { k: 2, m: 2, shard_blocks: 16 },
+        force: false,
+        created: 0,
+    };
+    let pool = Pool::format(&devices, &options, Arc::new(InlineEngine), Box::new(Prng::new(1))).unwrap();
+    let store = Store::format(Arc::new(pool), Arc::new(SteppingClock::default()), 11).unwrap();
+    let bytes = content(&mut Prng::new(7), 600_000);
+    write(&store, 2, bytes.clone()).unwrap();
+    store.durable_point().unwrap();
+    let (stripes, _) = store.stripes_with(None, 1, |_| true).unwrap();
+    let old = crate::base::DeviceId(1);
+    // Somebody repairs the first stripe for a while.
+    let held = store.repairs.hold(stripes[0]);
+    let progress = std::thread::scope(|scope| {
+        let replacement = scope.spawn(|| store.replace(old, spare, false, &mut |_| true));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        drop(held);
+        replacement.join().unwrap()
+    });
+    assert_eq!(progress.unwrap().repaired.missing, 0);
+    assert!(store.pool.as_ref().unwrap().state().member(old).is_none());
+    assert!(read(&store, 2, bytes.len()) == bytes);
+    // Device 2 is marked, and then nobody goes on but a rebuild.
+    let pool = store.pool.clone().unwrap();
+    pool.mark_replacing(crate::base::DeviceId(2)).unwrap();
+    store.rebuild(&mut |_| true).unwrap();
+    assert!(pool.state().member(crate::base::DeviceId(2)).is_none());
+    assert!(read(&store, 2, bytes.len()) == bytes);
 }
 
 #[test]

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Bound;
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::devices::{Devices, load_bitmap, run_of};
 use super::{Ledger, Store, bitmap, lock};
@@ -26,11 +26,34 @@ use crate::pool::stripe_io::{self, BadShard, Fault};
 pub(super) struct Queue {
     waiting: Mutex<BTreeSet<StripeId>>,
     busy: Mutex<HashSet<StripeId>>,
+    freed: Condvar,
+}
+
+/// A stripe that nobody else repairs or moves meanwhile.
+pub(super) struct Hold<'a> {
+    queue: &'a Queue,
+    stripe: StripeId,
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        lock(&self.queue.busy).remove(&self.stripe);
+        self.queue.freed.notify_all();
+    }
 }
 
 const QUEUE_LIMIT: usize = 4096;
 
 impl Queue {
+    /// Waits until nobody else has the stripe: what they do to it may not be all that is wanted.
+    pub fn hold(&self, stripe: StripeId) -> Hold<'_> {
+        let mut busy = lock(&self.busy);
+        while !busy.insert(stripe) {
+            busy = self.freed.wait(busy).unwrap_or_else(PoisonError::into_inner);
+        }
+        Hold { queue: self, stripe }
+    }
+
     pub fn add(&self, bad: &[BadShard]) {
         let mut waiting = lock(&self.waiting);
         for shard in bad.iter().filter(|shard| matches!(shard.fault, Fault::Checksum | Fault::Io)) {
@@ -89,12 +112,8 @@ impl Store {
     /// Verifies every shard of a stripe, rewrites those that are corrupt and rebuilds those that are lost.
     pub fn repair(&self, id: StripeId) -> Result<Repaired> {
         let Some(devices) = self.devices.clone() else { return Ok(Repaired::default()) };
-        if !lock(&self.repairs.busy).insert(id) {
-            return Ok(Repaired::default());
-        }
-        let outcome = self.repair_held(&devices, id);
-        lock(&self.repairs.busy).remove(&id);
-        outcome
+        let _held = self.repairs.hold(id);
+        self.repair_held(&devices, id)
     }
 
     fn repair_held(&self, devices: &Devices, id: StripeId) -> Result<Repaired> {
@@ -140,12 +159,8 @@ impl Store {
     /// Moves the shard that a stripe has on `device` to another one.
     pub fn relocate(&self, id: StripeId, device: DeviceId) -> Result<Repaired> {
         let Some(devices) = self.devices.clone() else { return Ok(Repaired::default()) };
-        if !lock(&self.repairs.busy).insert(id) {
-            return Ok(Repaired::default());
-        }
-        let outcome = self.relocate_held(&devices, id, device);
-        lock(&self.repairs.busy).remove(&id);
-        outcome
+        let _held = self.repairs.hold(id);
+        self.relocate_held(&devices, id, device)
     }
 
     fn relocate_held(&self, devices: &Devices, id: StripeId, device: DeviceId) -> Result<Repaired> {
@@ -246,11 +261,11 @@ impl Store {
         Ok(!doubtful.is_empty())
     }
 
-    /// Works off one stored intent to rebuild; `false` when there is none that can make progress.
-    pub fn rebuild_step(&self, after: &mut u64) -> Result<Option<Repaired>> {
+    /// Works off the first stored intent to rebuild from `from` on, and leaves `from` behind it; `None` when there is none.
+    pub fn rebuild_step(&self, from: &mut u64) -> Result<Option<Repaired>> {
         let mut next = None;
         self.view(|view| {
-            view.scan::<Intents>((Bound::Excluded(*after), Bound::Unbounded), |id, intent| {
+            view.scan::<Intents>((Bound::Included(*from), Bound::Unbounded), |id, intent| {
                 if let Intent::Rebuild { stripe } = intent {
                     next = Some((id, StripeId(stripe)));
                     return Ok(Visit::Break(()));
@@ -259,7 +274,7 @@ impl Store {
             })
         })?;
         let Some((id, stripe)) = next else { return Ok(None) };
-        *after = id;
+        *from = id + 1;
         let repaired = self.repair(stripe)?;
         if repaired.missing == 0 {
             self.transact(|tx, _| tx.delete::<Intents>(&id))?;
