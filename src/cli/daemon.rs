@@ -195,13 +195,7 @@ impl Daemon {
             move || end_on_signal(&session, &fs)
         })?;
         let keeper = keep(&service, &log, &ended, matches!(voice, Voice::Parent))?;
-        let state = service.pool.state();
-        voice.say(&Saying::Ready(Ready {
-            name: state.label.name.clone(),
-            uuid: state.label.uuid.to_string(),
-            mountpoint: session.mountpoint().display().to_string(),
-            pid: std::process::id(),
-        }));
+        voice.say(&Saying::Ready(ready(&service, &session)));
         if matches!(voice, Voice::Parent) {
             leave_parent(&log);
         }
@@ -218,6 +212,17 @@ impl Daemon {
         let outcome = Outcome { level: 0, answer: serde_json::json!({}), text: String::new() };
         server.finish(&closed.as_ref().map(|()| outcome).map_err(|error| Failure::of(error).into_error()));
         served.map(drop).and(closed)
+    }
+}
+
+/// What was mounted. The state must not outlive this: it keeps devices open that are dropped later.
+fn ready(service: &PoolService, session: &Session) -> Ready {
+    let state = service.pool.state();
+    Ready {
+        name: state.label.name.clone(),
+        uuid: state.label.uuid.to_string(),
+        mountpoint: session.mountpoint().display().to_string(),
+        pid: std::process::id(),
     }
 }
 

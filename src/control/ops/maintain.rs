@@ -1,6 +1,10 @@
 //! `scrub` and `rebuild`.
 
+use std::path::{Path, PathBuf};
+
 use crate::base::Result;
+use crate::control::locate::{Spec, locate};
+use crate::control::open::open_device;
 use crate::control::protocol::Outcome;
 use crate::control::server::Reply;
 use crate::control::service::{PoolService, outcome};
@@ -20,10 +24,44 @@ pub fn scrub(service: &PoolService, reply: &mut dyn Reply) -> Result<Outcome> {
 /// take part again.
 pub fn rebuild(service: &PoolService, reply: &mut dyn Reply) -> Result<Outcome> {
     let ticket = service.work.begin("rebuild", "stripes")?;
-    let progress = run(service, &ticket, reply, Store::rebuild)?;
+    let said = take_back(service);
+    // The metadata first: it wants whole groups of blocks, the data takes what is left.
     service.store.mend_metadata()?;
+    let progress = run(service, &ticket, reply, Store::rebuild)?;
     let level = if progress.lost > 0 { 2 } else { u8::from(progress.repaired.missing > 0) };
-    outcome(level, &answer(&progress), text("rebuilt", &progress))
+    let mut answer = answer(&progress);
+    answer["devices"] = said.clone().into();
+    let mut lines = said;
+    lines.push(text("rebuilt", &progress));
+    outcome(level, &answer, lines.join("\n"))
+}
+
+/// Lets members that were missing or had failed come back, if they can be found where they were, beside the others or
+/// among the block devices. Says what became of each.
+fn take_back(service: &PoolService) -> Vec<String> {
+    let state = service.pool.state();
+    let present: Vec<String> = state.present().map(|member| member.name()).collect();
+    if present.len() == state.members.len() {
+        return Vec::new();
+    }
+    let mut places: Vec<PathBuf> = state.label.members.iter().map(|member| PathBuf::from(&member.path)).collect();
+    for place in &mut places {
+        place.pop();
+    }
+    places.retain(|place| place.is_dir() && !place.starts_with("/dev"));
+    places.sort();
+    places.dedup();
+    let located = match locate(&Spec::Uuid(state.label.uuid), &places) {
+        Ok(located) => located,
+        Err(error) => return vec![error.to_string()],
+    };
+    let back = located.paths.iter().filter(|path| !present.iter().any(|name| Path::new(name) == *path));
+    let take = |path: &Path| service.store.take_back(open_device(path, &service.options)?);
+    let said = |path: &PathBuf| match take(path) {
+        Ok(id) => format!("{} is back as device {id}", path.display()),
+        Err(error) => format!("{} is left out: {error}", path.display()),
+    };
+    back.map(said).collect()
 }
 
 /// Does the work, telling how far it is; it ends when nobody listens any more.
