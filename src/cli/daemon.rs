@@ -287,7 +287,7 @@ fn keep(
                 log.shorten();
             }
             rounds += 1;
-            if rounds % TRIM_EVERY == 0 {
+            if rounds.is_multiple_of(TRIM_EVERY) {
                 memory::give_back();
             }
         }

@@ -216,7 +216,7 @@ fn asks_somebody_else(file: &File) -> bool {
     const SMB2: i64 = 0xfe53_4d42;
     const NINE_P: i64 = 0x0102_1997;
     const CEPH: i64 = 0x00c3_6400;
-    let kind = rustix::fs::fstatfs(file).map(|filesystem| filesystem.f_type as i64);
+    let kind = rustix::fs::fstatfs(file).map(|filesystem| filesystem.f_type);
     matches!(kind, Ok(FUSE | NFS | CIFS | SMB2 | NINE_P | CEPH))
 }
 
