@@ -2,13 +2,16 @@
 //!
 //! Invariant: `can_lose` never promises more than both the data and the metadata can bear.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use super::protocol::{Outcome, Progress};
 use crate::base::{Bytes, DeviceId, Result, StripeId};
+use crate::device::Device;
 use crate::format::intent::Intent;
 use crate::format::label::MemberState;
 use crate::format::rows::{Placement, StripeRow};
@@ -108,7 +111,7 @@ const INTENTS_MAX: usize = 20_000;
 
 impl Status {
     /// Looks at an open pool.
-    pub fn of(pool: &Pool, store: &Store, mounted: Option<MountStatus>, work: Vec<Progress>) -> Result<Status> {
+    pub fn of(pool: &Arc<Pool>, store: &Store, mounted: Option<MountStatus>, work: Vec<Progress>) -> Result<Status> {
         let state = pool.state();
         let label = &state.label;
         let mut problems = Vec::new();
@@ -236,29 +239,77 @@ impl Status {
     }
 }
 
-/// Present members that returned something bad and were not found whole since. How much of what they hold is bad, only a
-/// scrub can tell.
-fn suspects(pool: &Pool, store: &Store, state: &PoolState, problems: &mut Vec<String>) -> BTreeSet<DeviceId> {
+/// Present members that returned something bad, and were not found whole since, or that do not answer. How much of what
+/// they hold is bad, only a scrub can tell.
+fn suspects(pool: &Arc<Pool>, store: &Store, state: &PoolState, problems: &mut Vec<String>) -> BTreeSet<DeviceId> {
     let name = &state.label.name;
-    let remedy = |id: DeviceId| {
-        format!(
-            "`argosfs scrub {name}` restores what it can, `argosfs device replace --pool {name} {id} NEW` replaces it"
-        )
-    };
+    let mut suspects = BTreeSet::new();
+    let labels = labels(pool, state);
+    for (id, label) in &labels {
+        if *label == Label::Silent {
+            suspects.insert(*id);
+            problems.push(format!(
+                "{} does not answer: reads go around it, writes wait for it; check it, or unplug it and the pool goes on without it",
+                shown(state, *id)
+            ));
+        }
+    }
     let faults = store.device_faults();
-    let unlabelled = pool.damaged_labels();
-    let suspects: BTreeSet<DeviceId> =
-        faults.keys().chain(&unlabelled).copied().filter(|id| state.device(*id).is_some()).collect();
-    for id in &suspects {
-        let label = if unlabelled.contains(id) { " lost its label," } else { "" };
+    let lost = |id: &DeviceId| labels.get(id) == Some(&Label::Lost);
+    let bad: BTreeSet<DeviceId> =
+        state.present().map(|member| member.id).filter(|id| faults.contains_key(id) || lost(id)).collect();
+    for id in &bad {
+        let label = if lost(id) { " lost its label," } else { "" };
         let DeviceFaults { read_errors, checksum_errors } = faults.get(id).copied().unwrap_or_default();
         problems.push(format!(
-            "{}{label} failed to read {read_errors} shards and returned {checksum_errors} with a wrong checksum: {}",
+            "{}{label} failed to read {read_errors} shards and returned {checksum_errors} with a wrong checksum: \
+             `argosfs scrub {name}` restores what it can, `argosfs device replace --pool {name} {id} NEW` replaces it",
             shown(state, *id),
-            remedy(*id)
         ));
     }
+    suspects.extend(bad);
     suspects
+}
+
+/// What reading a device's label came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Label {
+    Whole,
+    Lost,
+    /// No answer in time.
+    Silent,
+}
+
+/// How long a device may take to answer before it counts as silent.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The labels of the present members. Each is asked in a thread of its own, which a device that hangs keeps for itself.
+fn labels(pool: &Arc<Pool>, state: &PoolState) -> BTreeMap<DeviceId, Label> {
+    let (sender, answers) = mpsc::channel();
+    let mut labels = BTreeMap::new();
+    for member in state.present() {
+        let id = member.id;
+        labels.insert(id, Label::Silent);
+        let hangs = |device: &Arc<dyn Device>| device.stalled_ns().is_some_and(|ns| ns > PATIENCE.as_nanos() as u64);
+        if member.device.as_ref().is_some_and(hangs) {
+            continue;
+        }
+        let (pool, sender) = (Arc::clone(pool), sender.clone());
+        let ask = move || {
+            let label = if pool.damaged_labels(&[id]).is_empty() { Label::Whole } else { Label::Lost };
+            // Nobody listens any more when it took too long.
+            let _ = sender.send((id, label));
+        };
+        let asked = std::thread::Builder::new().name("argosfs-label".to_owned()).spawn(ask);
+        if asked.is_err() {
+            labels.insert(id, Label::Whole);
+        }
+    }
+    drop(sender);
+    while let Ok((id, label)) = answers.recv_timeout(PATIENCE) {
+        labels.insert(id, label);
+    }
+    labels
 }
 
 /// What a device is called towards people.

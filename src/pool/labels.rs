@@ -28,12 +28,21 @@ impl Pool {
         self.write_state(&mut writer, next, None)
     }
 
-    /// Present members whose label copies are not all as they were written: overwritten, or not to be read.
-    pub fn damaged_labels(&self) -> Vec<DeviceId> {
-        // Nobody writes labels meanwhile.
+    /// Those of `ids` that are present and whose label copies are not all as they were written: overwritten, or not to
+    /// be read.
+    pub fn damaged_labels(&self, ids: &[DeviceId]) -> Vec<DeviceId> {
+        let damaged = self.scan_labels(ids);
+        if damaged.is_empty() {
+            return damaged;
+        }
+        // They may just have been written: once more, while nobody writes.
         let _writer = lock(&self.writer);
+        self.scan_labels(&damaged)
+    }
+
+    fn scan_labels(&self, ids: &[DeviceId]) -> Vec<DeviceId> {
         let state = self.state();
-        let present: Vec<_> = state.present().filter(|member| member.state.takes_part()).collect();
+        let present: Vec<_> = state.present().filter(|member| ids.contains(&member.id)).collect();
         let devices: Vec<_> = present.iter().filter_map(|member| member.device.clone()).collect();
         let scans = label_io::scan(&*self.engine, &devices);
         let whole = |scan: &label_io::Scan| scan.damaged == 0 && scan.found.is_ok();

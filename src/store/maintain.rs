@@ -41,7 +41,7 @@ impl Store {
     pub fn scrub(&self, watch: Watch<'_>) -> Result<Progress> {
         let mut progress = Progress::default();
         if let Some(pool) = &self.pool
-            && !pool.damaged_labels().is_empty()
+            && !pool.damaged_labels(&pool.state().present().map(|member| member.id).collect::<Vec<_>>()).is_empty()
         {
             pool.update_labels(|_| ())?;
         }
