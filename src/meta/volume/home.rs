@@ -12,6 +12,8 @@ use zerocopy::IntoBytes;
 /// Blocks one request of the write-back carries at most, and all requests of one batch to one replica.
 const RUN_BLOCKS: usize = 256;
 const BATCH_BLOCKS: usize = 2048;
+/// New space that one checkpoint may write to before anybody can be asked for more.
+const SPREAD_BYTES: u64 = 2 << 20;
 /// A device whose oldest request is this old is read last.
 const STALLED_NS: u64 = 50_000_000;
 
@@ -270,8 +272,9 @@ impl Core {
         let state = read(&self.state);
         let all = state.len.div_ceil(u64::from(self.geometry.data) * BLOCK_SIZE) as usize;
         let ahead = self.options.write_ahead.0.div_ceil(u64::from(self.geometry.data) * BLOCK_SIZE) as usize;
-        // redb doubles its file when it grows, but does not fill it at once.
-        let unmapped = all.saturating_sub(state.table.chunks.len()) + all / 4;
+        // redb doubles its file when it grows, but does not fill it at once. One checkpoint of a small one still spreads.
+        let spread = SPREAD_BYTES.div_ceil(u64::from(self.geometry.data) * BLOCK_SIZE) as usize;
+        let unmapped = all.saturating_sub(state.table.chunks.len()) + (all / 4).max(spread);
         (state.table.homeless() + ahead.min(unmapped) + 1).saturating_sub(spare)
     }
 
