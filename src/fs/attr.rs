@@ -200,8 +200,7 @@ impl Fs {
             return Ok(());
         }
         let now = self.store.meta().clock().now();
-        let mut live = state.live();
-        self.fill(state, &mut live)?;
+        let mut live = self.filled(state)?;
         let Some(row) = live.shown() else { return Ok(()) };
         if self.options.access_time.is_due(row.atime, row.mtime, row.ctime, now) {
             live.pending.atime = Some(now);

@@ -60,10 +60,7 @@ impl Fs {
         if state.dead || state.dirty.is_empty() {
             return Ok(Loaded::Nothing);
         }
-        let committed = {
-            let mut live = inode.live();
-            self.fill(inode, &mut live)?.map(|row| row.size)
-        };
+        let committed = self.filled(inode)?.row.as_ref().map(|row| row.size);
         let committed = committed.ok_or_else(|| gone(inode.ino))?;
         let most = (self.writeback.stripe() as u64).saturating_sub(batch.bytes).max(1);
         let Some(departed) = state.depart(batch.ticket, range, most, committed) else { return Ok(Loaded::Nothing) };

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - A row cached in a state is the newest committed one, or that of the transaction which is just committing: a
 //!   change is published at the end of its transaction, while the writer's lock is held. Whoever fills a state from
-//!   the tables takes its lock first and begins its view afterwards; a state that somebody holds is never evicted, so
-//!   nothing can be published past the one who fills it.
+//!   the tables holds the state, then begins the view, and does not replace what was published meanwhile; a state that
+//!   somebody holds is never evicted, so nothing can be published past the one who fills it.
 //! - References are counted apart from states: a million known inodes cost tens of bytes each, and only a bounded
 //!   number of states stays in memory.
 //! - An inode without names stays in `orphans` of its shard while it is referenced; the last reference hands it to
@@ -115,6 +115,13 @@ impl Pending {
 }
 
 impl Live {
+    /// Takes in a row that was read from the tables after the state was held.
+    pub fn fill(&mut self, row: Option<InodeRow>) {
+        if self.row.is_none() && !self.gone {
+            self.row = row;
+        }
+    }
+
     /// The row as it looks to the asker.
     pub fn shown(&self) -> Option<InodeRow> {
         let mut row = self.row.clone()?;

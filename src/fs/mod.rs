@@ -162,20 +162,23 @@ impl Fs {
         if ino == Ino::ROOT { ino } else { Ino(self.epoch | ino.0) }
     }
 
-    /// Reads the row into the state, unless it is there; `None` when there is no such inode.
-    fn fill<'l>(&self, state: &InodeState, live: &'l mut Live) -> Result<Option<&'l InodeRow>> {
-        if live.row.is_none() && !live.gone {
-            live.row = self.store.view(|view| view.get::<InodeTable>(&state.ino))?;
+    /// Locks the state with its row in it; there is none when there is no such inode.
+    fn filled<'s>(&self, state: &'s InodeState) -> Result<MutexGuard<'s, Live>> {
+        let live = state.live();
+        if live.row.is_some() || live.gone {
+            return Ok(live);
         }
-        Ok(live.row.as_ref())
+        drop(live);
+        let row = self.store.peek(|view| view.get::<InodeTable>(&state.ino))?;
+        let mut live = state.live();
+        live.fill(row);
+        Ok(live)
     }
 
     /// The row of an inode as it looks to the asker, from memory when it is hot.
     fn shown(&self, ino: Ino) -> Result<InodeRow> {
         let state = self.inodes.state(ino);
-        let mut live = state.live();
-        self.fill(&state, &mut live)?;
-        live.shown().ok_or(Error::Stale)
+        self.filled(&state)?.shown().ok_or(Error::Stale)
     }
 
     fn attr(&self, ino: Ino, row: &InodeRow) -> Attr {

@@ -7,7 +7,7 @@ use crate::base::file::{Caller, Entry, FileType, MODE_BITS, S_ISGID, SYMLINK_MAX
 use crate::base::{Error, Ino, Result};
 use crate::format::rows::{ExtentBody, ExtentRow, InodeRow, JournalOp};
 use crate::format::table::{Inodes, Orphans};
-use crate::meta::Reader;
+use crate::meta::{Reader, View};
 use crate::store::extents;
 
 /// Most names of a file, and most subdirectories of a directory.
@@ -45,14 +45,14 @@ impl Fs {
         dentry::check_name(name)?;
         let base = self.names.base(name);
         for _ in 0..LOOKUP_RETRIES {
-            let find = |view: &_| dentry::find(view, parent, base, name);
-            let Some(found) = self.store.view(find)? else { return Err(Error::NotFound) };
+            let find = |view: &View<'_>| dentry::find(view, parent, base, name);
+            let Some(found) = self.store.peek(find)? else { return Err(Error::NotFound) };
             if let Some(entry) = self.enter(found.ino)? {
                 return Ok(entry);
             }
             // The name is just being removed or given to another inode; the next view will tell. A name that stays
             // without an inode is damage.
-            self.store.view(|view| {
+            self.store.peek(|view| {
                 match (dentry::find(view, parent, base, name)?, view.get::<Inodes>(&found.ino)?) {
                     (Some(again), None) if again.ino == found.ino => Err(Error::corrupt(format!(
                         "a name in directory {parent} refers to inode {}, which does not exist; run fsck",
@@ -69,8 +69,7 @@ impl Fs {
     /// Hands out a reference to an inode that has a name; `None` when it has not.
     pub(super) fn enter(&self, ino: Ino) -> Result<Option<Entry>> {
         let state = self.inodes.state(ino);
-        let mut live = state.live();
-        self.fill(&state, &mut live)?;
+        let live = self.filled(&state)?;
         let Some(row) = live.shown().filter(|row| row.nlink > 0) else { return Ok(None) };
         // Within the lock of the state, so that a reclaimer sees either the reference or no name.
         self.inodes.refer(ino, 1);

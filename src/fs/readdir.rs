@@ -52,9 +52,9 @@ impl Fs {
             // older than what is published meanwhile; and what was published meanwhile is not replaced.
             self.store.view(|view| {
                 for state in &states {
-                    let mut live = state.live();
-                    if live.row.is_none() && !live.gone {
-                        live.row = view.get::<Inodes>(&state.ino)?;
+                    if state.live().row.is_none() {
+                        let row = view.get::<Inodes>(&state.ino)?;
+                        state.live().fill(row);
                     }
                 }
                 Ok(())

@@ -20,9 +20,7 @@ pub(super) fn range_end(offset: u64, length: u64) -> Result<u64> {
 impl Fs {
     /// The row of a regular file as it looks to the asker.
     pub(super) fn regular(&self, inode: &InodeState) -> Result<InodeRow> {
-        let mut live = inode.live();
-        self.fill(inode, &mut live)?;
-        let row = live.shown().ok_or(Error::Stale)?;
+        let row = self.filled(inode)?.shown().ok_or(Error::Stale)?;
         match attr::kind(&row) {
             FileType::Regular => Ok(row),
             FileType::Directory => Err(Error::IsDirectory),
@@ -60,7 +58,7 @@ impl Fs {
     fn strip_for_write(&self, caller: &Caller, row: &InodeRow, ino: Ino) -> Result<()> {
         let stripped = attr::without_set_id(row.mode) != row.mode;
         let capable =
-            row.flags & FLAG_XATTRS != 0 && self.store.view(|view| xattr::get(view, ino, xattr::CAPABILITY))?.is_some();
+            row.flags & FLAG_XATTRS != 0 && self.store.peek(|view| xattr::get(view, ino, xattr::CAPABILITY))?.is_some();
         if !stripped && !capable {
             return Ok(());
         }

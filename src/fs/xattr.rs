@@ -71,7 +71,7 @@ impl Fs {
         if row.flags & FLAG_XATTRS == 0 {
             return Err(Error::NoAttribute);
         }
-        self.store.view(|view| get(view, ino, name))?.ok_or(Error::NoAttribute)
+        self.store.peek(|view| get(view, ino, name))?.ok_or(Error::NoAttribute)
     }
 
     /// The names of all extended attributes, each ended by a NUL; `trusted` ones only for the superuser.
@@ -82,7 +82,7 @@ impl Fs {
         if row.flags & FLAG_XATTRS == 0 {
             return Ok(list);
         }
-        self.store.view(|view| {
+        self.store.peek(|view| {
             names(view, ino, |name| {
                 if caller.uid == 0 || !name.starts_with(b"trusted.") {
                     list.extend_from_slice(name);

@@ -3,11 +3,14 @@
 //! Invariants:
 //! - Transactions are numbered without gaps; each commit writes its number into the `Txn` counter.
 //! - `durable <= committed`; a group enters the log only after the data barrier that follows its commit.
-//! - Lock order: `seal`, then `writer`. Nobody holds either while waiting for anything above this layer.
+//! - Transactions share one of redb's until somebody needs a snapshot of them, or `SHARE` of them have come: `open`
+//!   holds it, `unsettled` says so. A commit of redb costs more than most transactions.
+//! - Lock order: `seal`, `writer`, `open`. Nobody holds one while waiting for anything above this layer, and nobody
+//!   holds `open` while waiting for a device, but for pages of the tables.
 //! - After a failed barrier, append or commit nothing is acknowledged any more: the store is poisoned.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use redb::{Database, Durability};
@@ -92,6 +95,12 @@ struct Writer {
     pending_bytes: usize,
 }
 
+/// The database's transaction that finished ones of ours are in.
+struct Open {
+    write: redb::WriteTransaction,
+    sharing: usize,
+}
+
 impl Writer {
     fn take_pending(&mut self) -> (Vec<RedoGroup>, TxnId) {
         self.pending_bytes = 0;
@@ -99,6 +108,8 @@ impl Writer {
     }
 }
 
+/// Transactions that share one of the database's.
+const SHARE: usize = 100;
 /// Memory for the database's own cache of pages.
 const CACHE_BYTES: usize = 96 << 20;
 /// Redo that may wait for its durable point before a transaction makes one itself, in bytes and in transactions.
@@ -113,6 +124,8 @@ pub struct Meta {
     clock: Arc<dyn Clock>,
     seal: Mutex<()>,
     writer: Mutex<Writer>,
+    open: Mutex<Option<Open>>,
+    unsettled: AtomicBool,
     committed: AtomicU64,
     durable: AtomicU64,
     poisoned: Mutex<Option<String>>,
@@ -162,7 +175,7 @@ impl Meta {
     ) -> Result<Meta> {
         let (last, journal) = guarded(|| {
             let last = replay(&db, &groups)?;
-            Ok((last, Head::load(&View::begin(&db)?)?))
+            Ok((last, Head::load(&View::snapshot(&db)?)?))
         })?;
         Ok(Meta {
             db: Some(db),
@@ -171,6 +184,8 @@ impl Meta {
             clock,
             seal: Mutex::new(()),
             writer: Mutex::new(Writer { last, journal, pending: Vec::new(), pending_bytes: 0 }),
+            open: Mutex::new(None),
+            unsettled: AtomicBool::new(false),
             committed: AtomicU64::new(last.0),
             durable: AtomicU64::new(last.0),
             poisoned: Mutex::new(None),
@@ -208,41 +223,96 @@ impl Meta {
         let id = TxnId(writer.last.0 + 1);
         let now = self.clock.now();
         // The outer error is the store's, which ends it; the inner one is the body's, which only ends the transaction.
+        let mut open = lock(&self.open);
         let outcome = self.poison_on_panic(|| {
-            let mut write = self.db().begin_write().map_err(store_error)?;
-            write.set_durability(Durability::None).map_err(store_error)?;
-            let mut tx = Tx::new(&write, id, now, writer.journal);
+            if open.is_none() {
+                *open = Some(Open { write: begin_write(self.db())?, sharing: 0 });
+                self.unsettled.store(true, Ordering::Release);
+            }
+            let shared = open.as_mut().expect("made above");
+            let mut tx = Tx::new(&shared.write, id, now, writer.journal);
             let answer = match body(&mut tx) {
                 Ok(answer) => answer,
                 Err(refused) => {
-                    drop(tx);
-                    write.abort().map_err(store_error)?;
+                    tx.roll_back()?;
                     return Ok(Err(refused));
                 }
             };
             tx.set_counter(Counter::Txn, id.0)?;
-            let (changes, journal) = tx.finish();
-            write.commit().map_err(store_error)?;
-            Ok(Ok((answer, changes, journal)))
+            let finished = tx.finish();
+            shared.sharing += 1;
+            if finished.commit_at_once || shared.sharing >= SHARE {
+                self.settle_locked(&mut open)?;
+            }
+            Ok(Ok((answer, finished)))
         });
         match outcome {
-            Ok(Ok((answer, changes, journal))) => {
+            Ok(Ok((answer, finished))) => {
                 writer.last = id;
-                writer.journal = journal;
-                writer.pending_bytes += changes.len();
-                writer.pending.push(RedoGroup { txn: id, changes });
+                writer.journal = finished.journal;
+                writer.pending_bytes += finished.redo.len();
+                writer.pending.push(RedoGroup { txn: id, changes: finished.redo });
                 committed(&answer);
                 self.committed.store(id.0, Ordering::Release);
                 Ok((answer, id))
             }
             Ok(Err(refused)) => Err(refused),
-            Err(broken) => Err(self.poison(&broken.to_string())),
+            Err(broken) => {
+                let poisoned = self.poison(&broken.to_string());
+                // It may hold half a transaction: nobody may see it.
+                self.discard(&mut open);
+                Err(poisoned)
+            }
         }
     }
 
-    /// Runs `body` on a consistent snapshot of the newest committed state.
-    pub fn view<T>(&self, body: impl FnOnce(&View) -> Result<T>) -> Result<T> {
-        self.poison_on_panic(|| body(&View::begin(self.db())?))
+    /// Commits what finished transactions did, in the database's sense: it becomes part of snapshots.
+    fn settle_locked(&self, open: &mut Option<Open>) -> Result<()> {
+        let Some(shared) = open.take() else { return Ok(()) };
+        self.unsettled.store(false, Ordering::Release);
+        shared.write.commit().map_err(store_error)
+    }
+
+    /// Drops what finished transactions did since the last snapshot.
+    fn discard(&self, open: &mut Option<Open>) {
+        self.unsettled.store(false, Ordering::Release);
+        let shared = open.take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(shared)));
+    }
+
+    /// Runs `body` on a snapshot of the newest state, which it may take its time to read.
+    ///
+    /// Waits for the transaction that is going on: not to be called with a lock that a transaction takes.
+    pub fn view<T>(&self, body: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
+        if self.unsettled.load(Ordering::Acquire) {
+            let mut open = lock(&self.open);
+            // Of a poisoned store nothing more is committed.
+            if let (Some(shared), Some(_)) = (&*open, self.poisoned()) {
+                return self.poison_on_panic(|| body(&View::newest(&shared.write)));
+            }
+            self.poison_on_panic(|| self.settle_locked(&mut open)).map_err(|error| self.poison(&error.to_string()))?;
+        }
+        self.settled(body)
+    }
+
+    /// Runs `body` on the newest state, for a few reads: no transaction can begin meanwhile. Costs less than a snapshot
+    /// while files are made one after the other.
+    ///
+    /// Waits for the transaction that is going on, as [`Meta::view`] does.
+    pub fn peek<T>(&self, body: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
+        if self.unsettled.load(Ordering::Acquire) {
+            let open = lock(&self.open);
+            if let Some(shared) = &*open {
+                return self.poison_on_panic(|| body(&View::newest(&shared.write)));
+            }
+        }
+        self.settled(body)
+    }
+
+    /// Runs `body` on a snapshot that lacks at most transactions since the last one that was to be committed at once.
+    /// Waits for nobody.
+    pub fn settled<T>(&self, body: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
+        self.poison_on_panic(|| body(&View::snapshot(self.db())?))
     }
 
     /// The newest committed transaction.
@@ -289,6 +359,8 @@ impl Meta {
     /// The part of a checkpoint that holds up transactions. The caller holds `seal`.
     fn checkpoint_sealed(&self) -> Result<()> {
         let mut writer = lock(&self.writer);
+        self.poison_on_panic(|| self.settle_locked(&mut lock(&self.open)))
+            .map_err(|error| self.poison(&error.to_string()))?;
         let (_, last) = writer.take_pending();
         self.barrier.barrier().map_err(|error| self.poison(&error.to_string()))?;
         let commit = &mut || {
@@ -355,6 +427,8 @@ impl Drop for Meta {
     /// redb commits pending work when it is dropped; nothing may be written behind the log's back.
     fn drop(&mut self) {
         self.log.poison("the pool was closed");
+        let open = lock(&self.open).take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(open)));
         let db = self.db.take();
         let _ = catch_unwind(AssertUnwindSafe(|| drop(db)));
     }
@@ -377,31 +451,32 @@ pub fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     }
 }
 
+fn begin_write(db: &Database) -> Result<redb::WriteTransaction> {
+    let mut write = db.begin_write().map_err(store_error)?;
+    write.set_durability(Durability::None).map_err(store_error)?;
+    Ok(write)
+}
+
 /// Groups replayed by one transaction.
 const REPLAY_BATCH: usize = 1000;
 
 /// Creates missing tables, applies groups above the stored number, returns the last transaction's number.
 fn replay(db: &Database, groups: &[RedoGroup]) -> Result<TxnId> {
-    let begin = || {
-        let mut write = db.begin_write().map_err(store_error)?;
-        write.set_durability(Durability::None).map_err(store_error)?;
-        Ok(write)
-    };
-    let write = begin()?;
+    let write = begin_write(db)?;
     for (id, _) in TABLES {
         write.open_table(definition(*id)).map_err(store_error)?;
     }
     write.commit().map_err(store_error)?;
-    let mut last = TxnId(View::begin(db)?.counter(Counter::Txn)?);
+    let mut last = TxnId(View::snapshot(db)?.counter(Counter::Txn)?);
     let fresh: Vec<&RedoGroup> = groups.iter().filter(|group| group.txn > last).collect();
     for batch in fresh.chunks(REPLAY_BATCH) {
-        let write = begin()?;
-        let mut tx = Tx::new(&write, last, Timestamp::default(), Head::default());
+        let write = begin_write(db)?;
+        let tx = Tx::new(&write, last, Timestamp::default(), Head::default());
         for group in batch {
             if group.txn.0 != last.0 + 1 {
                 return Err(Error::corrupt(format!("the log jumps from transaction {last} to {}", group.txn)));
             }
-            tx.replay(&group.changes)?;
+            tx.apply(&group.changes)?;
             last = group.txn;
         }
         drop(tx);

@@ -1,8 +1,10 @@
-//! Typed access to the tables, inside a write transaction ([`Tx`]) or a read snapshot ([`View`]).
+//! Typed access to the tables, inside a transaction ([`Tx`]) or for reading only ([`View`]).
 //!
 //! Invariants:
 //! - Every change made through a [`Tx`] is recorded once in its redo group, in order; replaying the group on the state
 //!   before the transaction gives the state after it.
+//! - What stood there before is kept until the transaction ends: several share one of the database's, and one that
+//!   fails is rolled back alone.
 //! - Keys handed to the visitor of a scan ascend (or descend for the `_back` form).
 //! - A visitor may read other tables of the same transaction or view, but not the one it visits.
 
@@ -131,35 +133,72 @@ fn empty_range((low, high): (Bound<&[u8]>, Bound<&[u8]>)) -> bool {
     }
 }
 
-/// A consistent read snapshot.
-pub struct View {
-    read: redb::ReadTransaction,
-    tables: RefCell<[Option<ReadTable>; TABLES.len()]>,
+fn read_table(
+    table: &impl ReadableTable<Bytes, Bytes>,
+    key: &[u8],
+    read: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    match table.get(key).map_err(store_error)? {
+        Some(row) => read(row.value()),
+        None => Ok(()),
+    }
 }
 
-impl View {
-    pub(super) fn begin(db: &redb::Database) -> Result<View> {
-        let read = db.begin_read().map_err(store_error)?;
-        Ok(View { read, tables: RefCell::new([const { None }; TABLES.len()]) })
+/// Tables that were opened, each when first needed.
+struct Tables<T>(RefCell<[Option<T>; TABLES.len()]>);
+
+impl<T> Tables<T> {
+    fn new() -> Tables<T> {
+        Tables(RefCell::new([const { None }; TABLES.len()]))
     }
 
-    fn with<R>(&self, table: u8, f: impl FnOnce(&ReadTable) -> Result<R>) -> Result<R> {
-        let open = match self.tables.borrow_mut()[usize::from(table)].take() {
-            Some(open) => open,
-            None => self.read.open_table(definition(table)).map_err(store_error)?,
+    fn with<R>(
+        &self,
+        table: u8,
+        open: impl FnOnce(TableDefinition<'static, Bytes, Bytes>) -> std::result::Result<T, redb::TableError>,
+        f: impl FnOnce(&mut T) -> Result<R>,
+    ) -> Result<R> {
+        let mut opened = match self.0.borrow_mut()[usize::from(table)].take() {
+            Some(opened) => opened,
+            None => open(definition(table)).map_err(store_error)?,
         };
-        let result = f(&open);
-        self.tables.borrow_mut()[usize::from(table)] = Some(open);
+        let result = f(&mut opened);
+        self.0.borrow_mut()[usize::from(table)] = Some(opened);
         result
     }
 }
 
-impl Reader for View {
+/// Reads one state of the tables.
+pub struct View<'v>(Source<'v>);
+
+enum Source<'v> {
+    /// What the database has committed.
+    Snapshot(redb::ReadTransaction, Tables<ReadTable>),
+    /// What it is about to commit: nobody writes as long as the view lives.
+    Newest(&'v redb::WriteTransaction, Tables<WriteTable<'v>>),
+}
+
+impl<'v> View<'v> {
+    pub(super) fn snapshot(db: &redb::Database) -> Result<View<'static>> {
+        let read = db.begin_read().map_err(store_error)?;
+        Ok(View(Source::Snapshot(read, Tables::new())))
+    }
+
+    pub(super) fn newest(write: &'v redb::WriteTransaction) -> View<'v> {
+        View(Source::Newest(write, Tables::new()))
+    }
+}
+
+impl Reader for View<'_> {
     fn read_raw(&self, table: u8, key: &[u8], read: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        self.with(table, |open| match open.get(key).map_err(store_error)? {
-            Some(row) => read(row.value()),
-            None => Ok(()),
-        })
+        match &self.0 {
+            Source::Snapshot(from, tables) => {
+                tables.with(table, |it| from.open_table(it), |opened| read_table(opened, key, read))
+            }
+            Source::Newest(from, tables) => {
+                tables.with(table, |it| from.open_table(it), |opened| read_table(opened, key, read))
+            }
+        }
     }
 
     fn scan_raw(
@@ -169,18 +208,36 @@ impl Reader for View {
         backwards: bool,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<Visit>,
     ) -> Result<()> {
-        self.with(table, |open| scan_table(open, range, backwards, visit))
+        match &self.0 {
+            Source::Snapshot(from, tables) => {
+                tables.with(table, |it| from.open_table(it), |opened| scan_table(opened, range, backwards, visit))
+            }
+            Source::Newest(from, tables) => {
+                tables.with(table, |it| from.open_table(it), |opened| scan_table(opened, range, backwards, visit))
+            }
+        }
     }
 }
 
-/// An open write transaction.
+/// What a finished transaction leaves.
+pub(super) struct Finished {
+    pub redo: Vec<u8>,
+    pub journal: super::journal::Head,
+    pub commit_at_once: bool,
+}
+
+/// A transaction in the making.
 pub struct Tx<'t> {
     write: &'t redb::WriteTransaction,
-    tables: RefCell<[Option<WriteTable<'t>>; TABLES.len()]>,
+    tables: Tables<WriteTable<'t>>,
     id: TxnId,
     now: Timestamp,
     redo: Vec<u8>,
+    /// Changes that take each change back, in the form of redo, and where each begins.
+    undo: Vec<u8>,
+    undo_starts: Vec<usize>,
     scratch: Vec<u8>,
+    commit_at_once: bool,
     pub(super) journal: super::journal::Head,
 }
 
@@ -193,11 +250,14 @@ impl<'t> Tx<'t> {
     ) -> Tx<'t> {
         Tx {
             write,
-            tables: RefCell::new([const { None }; TABLES.len()]),
+            tables: Tables::new(),
             id,
             now,
-            redo: Vec::with_capacity(512),
+            redo: Vec::with_capacity(1024),
+            undo: Vec::with_capacity(1024),
+            undo_starts: Vec::with_capacity(16),
             scratch: Vec::with_capacity(256),
+            commit_at_once: false,
             journal,
         }
     }
@@ -212,19 +272,28 @@ impl<'t> Tx<'t> {
         self.now
     }
 
-    /// The recorded changes and the journal's new end.
-    pub(super) fn finish(self) -> (Vec<u8>, super::journal::Head) {
-        (self.redo, self.journal)
+    /// Lets no later transaction share the database's one with this: [`super::Meta::settled`] sees it at once.
+    pub fn commit_at_once(&mut self) {
+        self.commit_at_once = true;
+    }
+
+    /// Ends the transaction.
+    pub(super) fn finish(self) -> Finished {
+        Finished { redo: self.redo, journal: self.journal, commit_at_once: self.commit_at_once }
+    }
+
+    /// Takes every change back.
+    pub(super) fn roll_back(self) -> Result<()> {
+        let mut end = self.undo.len();
+        for start in self.undo_starts.iter().rev() {
+            self.apply(&self.undo[*start..end])?;
+            end = *start;
+        }
+        Ok(())
     }
 
     fn with<R>(&self, table: u8, f: impl FnOnce(&mut WriteTable<'t>) -> Result<R>) -> Result<R> {
-        let mut open = match self.tables.borrow_mut()[usize::from(table)].take() {
-            Some(open) => open,
-            None => self.write.open_table(definition(table)).map_err(store_error)?,
-        };
-        let result = f(&mut open);
-        self.tables.borrow_mut()[usize::from(table)] = Some(open);
-        result
+        self.tables.with(table, |it| self.write.open_table(it), f)
     }
 
     /// Stores `row` at `key`, replacing what was there.
@@ -235,7 +304,16 @@ impl<'t> Tx<'t> {
         let split = bytes.len();
         row.encode(&mut bytes);
         let (stored_key, stored_row) = bytes.split_at(split);
-        let result = self.with(T::ID, |open| open.insert(stored_key, stored_row).map(drop).map_err(store_error));
+        self.undo_starts.push(self.undo.len());
+        let mut undo = std::mem::take(&mut self.undo);
+        let result = self.with(T::ID, |open| {
+            match open.insert(stored_key, stored_row).map_err(store_error)? {
+                Some(before) => redo::put(&mut undo, T::ID, stored_key, before.value()),
+                None => redo::delete(&mut undo, T::ID, stored_key),
+            }
+            Ok(())
+        });
+        self.undo = undo;
         redo::put(&mut self.redo, T::ID, stored_key, stored_row);
         self.scratch = bytes;
         result
@@ -246,9 +324,18 @@ impl<'t> Tx<'t> {
         let mut bytes = std::mem::take(&mut self.scratch);
         bytes.clear();
         key.encode(&mut bytes);
-        let existed =
-            self.with(T::ID, |open| open.remove(bytes.as_slice()).map(|old| old.is_some()).map_err(store_error));
+        let mut undo = std::mem::take(&mut self.undo);
+        let start = undo.len();
+        let existed = self.with(T::ID, |open| {
+            let before = open.remove(bytes.as_slice()).map_err(store_error)?;
+            if let Some(before) = &before {
+                redo::put(&mut undo, T::ID, &bytes, before.value());
+            }
+            Ok(before.is_some())
+        });
+        self.undo = undo;
         if matches!(existed, Ok(true)) {
+            self.undo_starts.push(start);
             redo::delete(&mut self.redo, T::ID, &bytes);
         }
         self.scratch = bytes;
@@ -267,8 +354,8 @@ impl<'t> Tx<'t> {
         Ok(before)
     }
 
-    /// Applies the changes of a redo group without recording them again.
-    pub(super) fn replay(&mut self, changes: &[u8]) -> Result<()> {
+    /// Applies changes without recording them.
+    pub(super) fn apply(&self, changes: &[u8]) -> Result<()> {
         redo::each(changes, |table, key, row| {
             self.with(table, |open| match row {
                 Some(row) => open.insert(key, row).map(drop).map_err(store_error),
@@ -280,10 +367,7 @@ impl<'t> Tx<'t> {
 
 impl Reader for Tx<'_> {
     fn read_raw(&self, table: u8, key: &[u8], read: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        self.with(table, |open| match open.get(key).map_err(store_error)? {
-            Some(row) => read(row.value()),
-            None => Ok(()),
-        })
+        self.with(table, |open| read_table(open, key, read))
     }
 
     fn scan_raw(

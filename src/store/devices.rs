@@ -286,10 +286,11 @@ impl DataBarrier for Devices {
     }
 }
 
-/// The bitmap row a [`Loader`] asks for, from the newest committed state.
+/// The bitmap row a [`Loader`] asks for. Called with the allocator locked, which a transaction locks too, so from what is
+/// settled: whoever changes a bitmap commits at once.
 pub fn load_bitmap(meta: &crate::meta::Meta, key: &GroupKey) -> Result<Option<Vec<u8>>> {
     use crate::meta::Reader;
-    meta.view(|view| view.get::<crate::format::table::Groups>(key))
+    meta.settled(|view| view.get::<crate::format::table::Groups>(key))
 }
 
 /// The blocks of a shard: its header and its payload.

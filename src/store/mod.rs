@@ -148,15 +148,24 @@ impl Store {
             let mut ledger = Ledger::default();
             let answer = body(tx, &mut ledger)?;
             self.note_freed(tx.id(), &ledger);
+            // The allocator reads its bitmaps from what is settled.
+            if !ledger.placed.is_empty() || !ledger.freed.is_empty() {
+                tx.commit_at_once();
+            }
             Ok((answer, ledger))
         };
         let ((answer, _), _) = self.meta.transact_then(body, |(_, ledger)| self.settle(ledger))?;
         Ok(answer)
     }
 
-    /// Runs `body` on a consistent snapshot.
-    pub fn view<T>(&self, body: impl FnOnce(&View) -> Result<T>) -> Result<T> {
+    /// Runs `body` on a consistent snapshot; see [`Meta::view`].
+    pub fn view<T>(&self, body: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
         self.meta.view(body)
+    }
+
+    /// Runs `body`, a few reads, on the newest state; see [`Meta::peek`].
+    pub fn peek<T>(&self, body: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
+        self.meta.peek(body)
     }
 
     /// Makes everything committed so far durable; what became free by it can be used again.

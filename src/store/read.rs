@@ -74,7 +74,7 @@ impl Store {
     pub fn read(&self, ino: Ino, offset: u64, out: &mut [u8]) -> Result<()> {
         // The window opens before the snapshot is taken, so that no block the snapshot names is reused while it is read.
         let window = self.devices.as_ref().map(|devices| devices.enter_read(self.meta.committed()));
-        let (runs, rows) = self.view(|view| self.read_rows(view, ino, offset, out))?;
+        let (runs, rows) = self.peek(|view| self.read_rows(view, ino, offset, out))?;
         if let Some(devices) = &self.devices {
             self.read_runs(devices, out, &runs, &rows)?;
         }
@@ -83,7 +83,7 @@ impl Store {
     }
 
     /// Copies what is inline, clears the holes, and collects what has to be read from stripes.
-    fn read_rows(&self, view: &View, ino: Ino, offset: u64, out: &mut [u8]) -> Result<(Vec<RunRead>, StripeRows)> {
+    fn read_rows(&self, view: &View<'_>, ino: Ino, offset: u64, out: &mut [u8]) -> Result<(Vec<RunRead>, StripeRows)> {
         let end = offset + out.len() as u64;
         let mut runs = Vec::new();
         let mut rows = StripeRows::new();
@@ -194,7 +194,7 @@ impl Store {
             }
         };
         let mut reached = range.start;
-        self.view(|view| {
+        self.peek(|view| {
             self.visible(view, ino, range.clone(), |at, row| {
                 let start = at.max(range.start);
                 let end = (at + row.length).min(range.end);

@@ -29,7 +29,7 @@ impl Store {
 
     /// Does one bounded step of the truncates that go on; says whether anything is left.
     pub fn reclaim_step(&self) -> Result<bool> {
-        let next = self.view(|view| {
+        let next = self.peek(|view| {
             let mut next = None;
             view.scan::<Intents>((std::ops::Bound::Unbounded, std::ops::Bound::Unbounded), |id, intent| {
                 if let Intent::Truncate { ino, from, txn } = intent {

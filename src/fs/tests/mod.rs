@@ -128,7 +128,7 @@ impl Rig {
 
     /// Rows in the journal, which is intact.
     fn journal(&self) -> u64 {
-        self.fs.store().view(crate::meta::journal::verify).unwrap()
+        self.fs.store().view(|view| crate::meta::journal::verify(view)).unwrap()
     }
 
     /// Runs `operation` and checks that it was one transaction with one journal row.
