@@ -46,24 +46,27 @@ impl Fs {
     }
 
     /// Repairs what reads found bad and moves content to better places, a bounded step of both; says whether there may be
-    /// more. `idle` as in `Store::tidy_step`.
-    fn tidy(&self, idle: bool) -> Result<bool> {
+    /// more. `all` as in `Store::tidy_step`.
+    fn tidy(&self, all: bool) -> Result<bool> {
         let repaired = self.store.repair_queued()?;
-        Ok(self.store.tidy_step(idle)? || repaired > 0)
+        Ok(self.store.tidy_step(all)? || repaired > 0)
     }
 
     /// Waits for things to do and does them, until told to stop.
     fn keep(&self, interval: Duration, stop: &AtomicBool) {
         let mut next = Instant::now() + interval;
+        let mut tidy_all = false;
         while !stop.load(Ordering::Acquire) {
             let due = Instant::now() >= next;
             if due {
                 // An error is told to whoever asks for durability; a poisoned store to everybody.
                 let _ = self.tick();
                 next = Instant::now() + interval;
+                tidy_all = true;
             }
             // What cannot be done now is tried again when the next inode is given up, or at the next tick.
-            let more = self.reclaim_some().unwrap_or(false) || self.tidy(due).unwrap_or(false);
+            let more = self.reclaim_some().unwrap_or(false) || self.tidy(tidy_all).unwrap_or(false);
+            tidy_all &= more;
             if !more && !stop.load(Ordering::Acquire) {
                 self.wait_for_orphans(next.saturating_duration_since(Instant::now()));
             }

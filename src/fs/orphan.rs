@@ -22,6 +22,8 @@ use crate::meta::{Reader, Visit};
 const BATCH: usize = 64;
 /// Content one transaction lets go of before it ends, in bytes.
 const BATCH_CONTENT: u64 = 64 << 20;
+/// How long an inode may wait for others to be deleted with it: `rm -r` gives up one after the other.
+const GATHER: Duration = Duration::from_millis(50);
 /// Attribute rows removed from one inode by one transaction.
 const XATTR_STEP: usize = 1000;
 
@@ -48,8 +50,11 @@ impl Queue {
 
     /// Adds an inode that has neither names nor references.
     pub fn push(&self, ino: Ino) {
-        lock(&self.ready).inodes.push_back(ino);
-        self.wake.notify_one();
+        let mut ready = lock(&self.ready);
+        ready.inodes.push_back(ino);
+        if matches!(ready.inodes.len(), 1 | BATCH) {
+            self.wake.notify_one();
+        }
     }
 }
 
@@ -78,14 +83,22 @@ impl Fs {
         Ok(())
     }
 
-    /// Waits until [`Fs::reclaim_step`] has something to do, at most `timeout`; says whether it has.
+    /// Waits until [`Fs::reclaim_step`] has enough to do, or something for a while, at most `timeout`; says whether it
+    /// has anything.
     pub fn wait_for_orphans(&self, timeout: Duration) -> bool {
-        let idle = |ready: &mut Ready| ready.inodes.is_empty() && ready.search.is_none() && !ready.interrupted;
-        let ready = lock(&self.orphans.ready);
-        let waited = self.orphans.wake.wait_timeout_while(ready, timeout, idle);
-        let (mut ready, _) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+        let few = |waiting: usize| {
+            move |ready: &mut Ready| ready.inodes.len() <= waiting && ready.search.is_none() && !ready.interrupted
+        };
+        let mut ready = lock(&self.orphans.ready);
+        for (patience, waiting) in [(timeout, 0), (GATHER.min(timeout), BATCH - 1)] {
+            let waited = self.orphans.wake.wait_timeout_while(ready, patience, few(waiting));
+            ready = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            if ready.inodes.is_empty() {
+                break;
+            }
+        }
         ready.interrupted = false;
-        !idle(&mut ready)
+        !ready.inodes.is_empty() || ready.search.is_some()
     }
 
     /// Ends a wait in [`Fs::wait_for_orphans`].

@@ -23,6 +23,8 @@ use crate::store::Store;
 pub const MEMORY: u64 = 96 << 20;
 /// Whole-stripe buffers kept for use again.
 const SPARE_BUFFERS: usize = 12;
+/// Steps of tidying before ENOSPC is told.
+const TIDY_STEPS: usize = 64;
 /// How long somebody who waits for room sleeps before looking again by himself.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -273,6 +275,11 @@ impl Fs {
         let _ = self.flush_all(true);
         let reclaimed = self.reclaim_all();
         self.store.durable_point()?;
+        // What lies scattered takes more space than it needs. Without space to move it to it stays.
+        let tidied = (0..TIDY_STEPS).take_while(|_| self.store.tidy_step(true).unwrap_or(false)).count();
+        if tidied > 0 {
+            self.store.durable_point()?;
+        }
         reclaimed
     }
 }

@@ -63,17 +63,17 @@ struct Moving {
 }
 
 impl Store {
-    /// One bounded step of tidying; says whether it found anything to do. `idle` also moves the last few inline rows,
-    /// which are otherwise left until they fill a stripe.
-    pub fn tidy_step(&self, idle: bool) -> Result<bool> {
+    /// One bounded step of tidying; says whether it found anything to do. Inline rows are left until they fill a stripe,
+    /// unless `all` is to be tidied, and sparse stripes too: those that `rm -r` works on are soon free by themselves.
+    pub fn tidy_step(&self, all: bool) -> Result<bool> {
         let Some(devices) = self.devices.clone() else { return Ok(false) };
         let waiting = lock(&self.untidy.inline).len();
-        if waiting >= ROWS || (idle && waiting > 0) {
+        if waiting >= ROWS || (all && waiting > 0) {
             let rows = Untidy::take(&self.untidy.inline, ROWS);
             self.move_inline(&devices, &rows)?;
             return Ok(true);
         }
-        let stripes = Untidy::take(&self.untidy.sparse, STRIPES);
+        let stripes = if all { Untidy::take(&self.untidy.sparse, STRIPES) } else { Vec::new() };
         if stripes.is_empty() {
             return Ok(false);
         }
