@@ -16,10 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use redb::{Database, Durability};
 
 use super::journal::Head;
-use super::tx::{Reader, Tx, View, definition, store_error};
-use crate::base::{Clock, Error, Result, Timestamp, TxnId};
+use super::tables::{Write, store_error};
+use super::tx::{Reader, Scratch, Tx, View, apply};
+use crate::base::{Clock, Error, Result, TxnId};
 use crate::format::rows::Counter;
-use crate::format::table::TABLES;
 
 /// The row changes of one transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +89,7 @@ impl DataBarrier for () {
 }
 
 struct Writer {
+    scratch: Scratch,
     last: TxnId,
     journal: Head,
     pending: Vec<RedoGroup>,
@@ -97,7 +98,7 @@ struct Writer {
 
 /// The database's transaction that finished ones of ours are in.
 struct Open {
-    write: redb::WriteTransaction,
+    write: Write,
     sharing: usize,
 }
 
@@ -183,7 +184,7 @@ impl Meta {
             barrier,
             clock,
             seal: Mutex::new(()),
-            writer: Mutex::new(Writer { last, journal, pending: Vec::new(), pending_bytes: 0 }),
+            writer: Mutex::new(Writer { scratch: Scratch::default(), last, journal, pending: Vec::new(), pending_bytes: 0 }),
             open: Mutex::new(None),
             unsettled: AtomicBool::new(false),
             committed: AtomicU64::new(last.0),
@@ -226,25 +227,31 @@ impl Meta {
         let mut open = lock(&self.open);
         let outcome = self.poison_on_panic(|| {
             if open.is_none() {
-                *open = Some(Open { write: begin_write(self.db())?, sharing: 0 });
+                *open = Some(Open { write: Write::begin(self.db())?, sharing: 0 });
                 self.unsettled.store(true, Ordering::Release);
             }
             let shared = open.as_mut().expect("made above");
-            let mut tx = Tx::new(&shared.write, id, now, writer.journal);
-            let answer = match body(&mut tx) {
-                Ok(answer) => answer,
-                Err(refused) => {
-                    tx.roll_back()?;
-                    return Ok(Err(refused));
+            let journal = writer.journal;
+            let ended = shared.write.with(|rows| {
+                let mut tx = Tx::new(rows, &mut writer.scratch, id, now, journal);
+                match body(&mut tx) {
+                    Ok(answer) => {
+                        tx.set_counter(Counter::Txn, id.0)?;
+                        Ok(Ok((answer, tx.finish())))
+                    }
+                    Err(refused) => {
+                        tx.roll_back()?;
+                        Ok(Err(refused))
+                    }
                 }
-            };
-            tx.set_counter(Counter::Txn, id.0)?;
-            let finished = tx.finish();
-            shared.sharing += 1;
-            if finished.commit_at_once || shared.sharing >= SHARE {
-                self.settle_locked(&mut open)?;
+            });
+            if let Ok(Ok((_, finished))) = &ended {
+                shared.sharing += 1;
+                if finished.commit_at_once || shared.sharing >= SHARE {
+                    self.settle_locked(&mut open)?;
+                }
             }
-            Ok(Ok((answer, finished)))
+            ended
         });
         match outcome {
             Ok(Ok((answer, finished))) => {
@@ -270,7 +277,7 @@ impl Meta {
     fn settle_locked(&self, open: &mut Option<Open>) -> Result<()> {
         let Some(shared) = open.take() else { return Ok(()) };
         self.unsettled.store(false, Ordering::Release);
-        shared.write.commit().map_err(store_error)
+        shared.write.commit()
     }
 
     /// Drops what finished transactions did since the last snapshot.
@@ -288,7 +295,7 @@ impl Meta {
             let mut open = lock(&self.open);
             // Of a poisoned store nothing more is committed.
             if let (Some(shared), Some(_)) = (&*open, self.poisoned()) {
-                return self.poison_on_panic(|| body(&View::newest(&shared.write)));
+                return self.poison_on_panic(|| shared.write.with(|rows| body(&View::newest(rows))));
             }
             self.poison_on_panic(|| self.settle_locked(&mut open)).map_err(|error| self.poison(&error.to_string()))?;
         }
@@ -303,7 +310,7 @@ impl Meta {
         if self.unsettled.load(Ordering::Acquire) {
             let open = lock(&self.open);
             if let Some(shared) = &*open {
-                return self.poison_on_panic(|| body(&View::newest(&shared.write)));
+                return self.poison_on_panic(|| shared.write.with(|rows| body(&View::newest(rows))));
             }
         }
         self.settled(body)
@@ -451,36 +458,26 @@ pub fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     }
 }
 
-fn begin_write(db: &Database) -> Result<redb::WriteTransaction> {
-    let mut write = db.begin_write().map_err(store_error)?;
-    write.set_durability(Durability::None).map_err(store_error)?;
-    Ok(write)
-}
-
 /// Groups replayed by one transaction.
 const REPLAY_BATCH: usize = 1000;
 
 /// Creates missing tables, applies groups above the stored number, returns the last transaction's number.
 fn replay(db: &Database, groups: &[RedoGroup]) -> Result<TxnId> {
-    let write = begin_write(db)?;
-    for (id, _) in TABLES {
-        write.open_table(definition(*id)).map_err(store_error)?;
-    }
-    write.commit().map_err(store_error)?;
+    let write = Write::begin(db)?;
+    write.create_tables()?;
+    write.commit()?;
     let mut last = TxnId(View::snapshot(db)?.counter(Counter::Txn)?);
     let fresh: Vec<&RedoGroup> = groups.iter().filter(|group| group.txn > last).collect();
     for batch in fresh.chunks(REPLAY_BATCH) {
-        let write = begin_write(db)?;
-        let tx = Tx::new(&write, last, Timestamp::default(), Head::default());
+        let write = Write::begin(db)?;
         for group in batch {
             if group.txn.0 != last.0 + 1 {
                 return Err(Error::corrupt(format!("the log jumps from transaction {last} to {}", group.txn)));
             }
-            tx.apply(&group.changes)?;
+            write.with(|rows| apply(rows, &group.changes))?;
             last = group.txn;
         }
-        drop(tx);
-        write.commit().map_err(store_error)?;
+        write.commit()?;
     }
     Ok(last)
 }

@@ -5,6 +5,7 @@ pub mod db;
 pub mod journal;
 pub mod migrate;
 mod redo;
+mod tables;
 pub mod tx;
 pub mod volume;
 

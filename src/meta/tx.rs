@@ -8,30 +8,14 @@
 //! - Keys handed to the visitor of a scan ascend (or descend for the `_back` form).
 //! - A visitor may read other tables of the same transaction or view, but not the one it visits.
 
-use std::cell::RefCell;
 use std::ops::Bound;
 
-use redb::{ReadableDatabase, ReadableTable, TableDefinition};
-
 use super::redo;
-use crate::base::{Error, Result, Timestamp, TxnId};
+use super::tables::{ReadRows, Snapshot, WriteRows};
+use crate::base::{Result, Timestamp, TxnId};
 use crate::format::record::{Key, Row};
 use crate::format::rows::Counter;
-use crate::format::table::{Counters, TABLES, Table};
-
-type Bytes = &'static [u8];
-type WriteTable<'t> = redb::Table<'t, Bytes, Bytes>;
-type ReadTable = redb::ReadOnlyTable<Bytes, Bytes>;
-
-/// The database's definition of table number `id`.
-pub(super) fn definition(id: u8) -> TableDefinition<'static, Bytes, Bytes> {
-    TableDefinition::new(TABLES[usize::from(id)].1)
-}
-
-/// Turns any error of redb into ours. By the time it reaches us no replica was left to serve the request.
-pub(super) fn store_error(error: impl std::fmt::Display) -> Error {
-    Error::Corrupt(format!("metadata store: {error}"))
-}
+use crate::format::table::{Counters, Table};
 
 /// What a scan's visitor wants next.
 pub type Visit = std::ops::ControlFlow<()>;
@@ -105,100 +89,36 @@ fn as_bytes(bound: &Bound<Vec<u8>>) -> Bound<&[u8]> {
     bound.as_ref().map(Vec::as_slice)
 }
 
-fn scan_table(
-    table: &impl ReadableTable<Bytes, Bytes>,
-    range: (Bound<&[u8]>, Bound<&[u8]>),
-    backwards: bool,
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<Visit>,
-) -> Result<()> {
-    if empty_range(range) {
-        return Ok(());
-    }
-    let mut rows = table.range::<&[u8]>(range).map_err(store_error)?;
-    while let Some(row) = if backwards { rows.next_back() } else { rows.next() } {
-        let (key, value) = row.map_err(store_error)?;
-        if visit(key.value(), value.value())?.is_break() {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// Whether a range is empty by its bounds alone, which redb refuses.
-fn empty_range((low, high): (Bound<&[u8]>, Bound<&[u8]>)) -> bool {
-    match (low, high) {
-        (Bound::Included(low), Bound::Included(high)) => low > high,
-        (Bound::Included(low) | Bound::Excluded(low), Bound::Included(high) | Bound::Excluded(high)) => low >= high,
-        _ => false,
-    }
-}
-
-fn read_table(
-    table: &impl ReadableTable<Bytes, Bytes>,
-    key: &[u8],
-    read: &mut dyn FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
-    match table.get(key).map_err(store_error)? {
-        Some(row) => read(row.value()),
-        None => Ok(()),
-    }
-}
-
-/// Tables that were opened, each when first needed.
-struct Tables<T>(RefCell<[Option<T>; TABLES.len()]>);
-
-impl<T> Tables<T> {
-    fn new() -> Tables<T> {
-        Tables(RefCell::new([const { None }; TABLES.len()]))
-    }
-
-    fn with<R>(
-        &self,
-        table: u8,
-        open: impl FnOnce(TableDefinition<'static, Bytes, Bytes>) -> std::result::Result<T, redb::TableError>,
-        f: impl FnOnce(&mut T) -> Result<R>,
-    ) -> Result<R> {
-        let mut opened = match self.0.borrow_mut()[usize::from(table)].take() {
-            Some(opened) => opened,
-            None => open(definition(table)).map_err(store_error)?,
-        };
-        let result = f(&mut opened);
-        self.0.borrow_mut()[usize::from(table)] = Some(opened);
-        result
-    }
-}
-
 /// Reads one state of the tables.
 pub struct View<'v>(Source<'v>);
 
 enum Source<'v> {
     /// What the database has committed.
-    Snapshot(redb::ReadTransaction, Tables<ReadTable>),
+    Snapshot(Box<Snapshot>),
     /// What it is about to commit: nobody writes as long as the view lives.
-    Newest(&'v redb::WriteTransaction, Tables<WriteTable<'v>>),
+    Newest(&'v dyn WriteRows),
 }
 
 impl<'v> View<'v> {
     pub(super) fn snapshot(db: &redb::Database) -> Result<View<'static>> {
-        let read = db.begin_read().map_err(store_error)?;
-        Ok(View(Source::Snapshot(read, Tables::new())))
+        Ok(View(Source::Snapshot(Box::new(Snapshot::begin(db)?))))
     }
 
-    pub(super) fn newest(write: &'v redb::WriteTransaction) -> View<'v> {
-        View(Source::Newest(write, Tables::new()))
+    pub(super) fn newest(rows: &'v dyn WriteRows) -> View<'v> {
+        View(Source::Newest(rows))
+    }
+
+    fn rows(&self) -> &dyn ReadRows {
+        match &self.0 {
+            Source::Snapshot(rows) => &**rows,
+            Source::Newest(rows) => *rows,
+        }
     }
 }
 
 impl Reader for View<'_> {
     fn read_raw(&self, table: u8, key: &[u8], read: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        match &self.0 {
-            Source::Snapshot(from, tables) => {
-                tables.with(table, |it| from.open_table(it), |opened| read_table(opened, key, read))
-            }
-            Source::Newest(from, tables) => {
-                tables.with(table, |it| from.open_table(it), |opened| read_table(opened, key, read))
-            }
-        }
+        self.rows().read(table, key, read)
     }
 
     fn scan_raw(
@@ -208,14 +128,31 @@ impl Reader for View<'_> {
         backwards: bool,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<Visit>,
     ) -> Result<()> {
-        match &self.0 {
-            Source::Snapshot(from, tables) => {
-                tables.with(table, |it| from.open_table(it), |opened| scan_table(opened, range, backwards, visit))
-            }
-            Source::Newest(from, tables) => {
-                tables.with(table, |it| from.open_table(it), |opened| scan_table(opened, range, backwards, visit))
-            }
+        self.rows().scan(table, range, backwards, visit)
+    }
+}
+
+/// What the parts of a transaction are put together in: kept from one to the next, for its memory.
+#[derive(Default)]
+pub(super) struct Scratch {
+    redo: Vec<u8>,
+    /// Changes that take each change back, in the form of redo, and where each begins.
+    undo: Vec<u8>,
+    undo_starts: Vec<usize>,
+    row: Vec<u8>,
+}
+
+/// Memory a [`Scratch`] keeps of each kind, in bytes.
+const SCRATCH_KEPT: usize = 64 << 10;
+
+impl Scratch {
+    fn clear(&mut self) {
+        for bytes in [&mut self.redo, &mut self.undo, &mut self.row] {
+            bytes.clear();
+            bytes.shrink_to(SCRATCH_KEPT);
         }
+        self.undo_starts.clear();
+        self.undo_starts.shrink_to(SCRATCH_KEPT / size_of::<usize>());
     }
 }
 
@@ -228,38 +165,24 @@ pub(super) struct Finished {
 
 /// A transaction in the making.
 pub struct Tx<'t> {
-    write: &'t redb::WriteTransaction,
-    tables: Tables<WriteTable<'t>>,
+    rows: &'t dyn WriteRows,
+    scratch: &'t mut Scratch,
     id: TxnId,
     now: Timestamp,
-    redo: Vec<u8>,
-    /// Changes that take each change back, in the form of redo, and where each begins.
-    undo: Vec<u8>,
-    undo_starts: Vec<usize>,
-    scratch: Vec<u8>,
     commit_at_once: bool,
     pub(super) journal: super::journal::Head,
 }
 
 impl<'t> Tx<'t> {
     pub(super) fn new(
-        write: &'t redb::WriteTransaction,
+        rows: &'t dyn WriteRows,
+        scratch: &'t mut Scratch,
         id: TxnId,
         now: Timestamp,
         journal: super::journal::Head,
     ) -> Tx<'t> {
-        Tx {
-            write,
-            tables: Tables::new(),
-            id,
-            now,
-            redo: Vec::with_capacity(1024),
-            undo: Vec::with_capacity(1024),
-            undo_starts: Vec::with_capacity(16),
-            scratch: Vec::with_capacity(256),
-            commit_at_once: false,
-            journal,
-        }
+        scratch.clear();
+        Tx { rows, scratch, id, now, commit_at_once: false, journal }
     }
 
     /// The number of this transaction.
@@ -279,67 +202,52 @@ impl<'t> Tx<'t> {
 
     /// Ends the transaction.
     pub(super) fn finish(self) -> Finished {
-        Finished { redo: self.redo, journal: self.journal, commit_at_once: self.commit_at_once }
+        Finished { redo: self.scratch.redo.clone(), journal: self.journal, commit_at_once: self.commit_at_once }
     }
 
     /// Takes every change back.
     pub(super) fn roll_back(self) -> Result<()> {
-        let mut end = self.undo.len();
-        for start in self.undo_starts.iter().rev() {
-            self.apply(&self.undo[*start..end])?;
+        let mut end = self.scratch.undo.len();
+        for start in self.scratch.undo_starts.iter().rev() {
+            apply(self.rows, &self.scratch.undo[*start..end])?;
             end = *start;
         }
         Ok(())
     }
 
-    fn with<R>(&self, table: u8, f: impl FnOnce(&mut WriteTable<'t>) -> Result<R>) -> Result<R> {
-        self.tables.with(table, |it| self.write.open_table(it), f)
-    }
-
     /// Stores `row` at `key`, replacing what was there.
     pub fn put<T: Table>(&mut self, key: &T::Key, row: &T::Row) -> Result<()> {
-        let mut bytes = std::mem::take(&mut self.scratch);
+        let Scratch { redo, undo, undo_starts, row: bytes } = &mut *self.scratch;
         bytes.clear();
-        key.encode(&mut bytes);
+        key.encode(bytes);
         let split = bytes.len();
-        row.encode(&mut bytes);
-        let (stored_key, stored_row) = bytes.split_at(split);
-        self.undo_starts.push(self.undo.len());
-        let mut undo = std::mem::take(&mut self.undo);
-        let result = self.with(T::ID, |open| {
-            match open.insert(stored_key, stored_row).map_err(store_error)? {
-                Some(before) => redo::put(&mut undo, T::ID, stored_key, before.value()),
-                None => redo::delete(&mut undo, T::ID, stored_key),
-            }
-            Ok(())
-        });
-        self.undo = undo;
-        redo::put(&mut self.redo, T::ID, stored_key, stored_row);
-        self.scratch = bytes;
-        result
+        row.encode(bytes);
+        let (key, row) = bytes.split_at(split);
+        undo_starts.push(undo.len());
+        self.rows.insert(T::ID, key, row, &mut |before| match before {
+            Some(before) => redo::put(undo, T::ID, key, before),
+            None => redo::delete(undo, T::ID, key),
+        })?;
+        redo::put(redo, T::ID, key, row);
+        Ok(())
     }
 
     /// Removes the row at `key`; says whether there was one.
     pub fn delete<T: Table>(&mut self, key: &T::Key) -> Result<bool> {
-        let mut bytes = std::mem::take(&mut self.scratch);
+        let Scratch { redo, undo, undo_starts, row: bytes } = &mut *self.scratch;
         bytes.clear();
-        key.encode(&mut bytes);
-        let mut undo = std::mem::take(&mut self.undo);
-        let start = undo.len();
-        let existed = self.with(T::ID, |open| {
-            let before = open.remove(bytes.as_slice()).map_err(store_error)?;
-            if let Some(before) = &before {
-                redo::put(&mut undo, T::ID, &bytes, before.value());
-            }
-            Ok(before.is_some())
-        });
-        self.undo = undo;
-        if matches!(existed, Ok(true)) {
-            self.undo_starts.push(start);
-            redo::delete(&mut self.redo, T::ID, &bytes);
+        key.encode(bytes);
+        let mut existed = false;
+        self.rows.remove(T::ID, bytes, &mut |before| {
+            let Some(before) = before else { return };
+            existed = true;
+            undo_starts.push(undo.len());
+            redo::put(undo, T::ID, bytes, before);
+        })?;
+        if existed {
+            redo::delete(redo, T::ID, bytes);
         }
-        self.scratch = bytes;
-        existed
+        Ok(existed)
     }
 
     /// Sets a counter.
@@ -353,21 +261,19 @@ impl<'t> Tx<'t> {
         self.set_counter(counter, before + by)?;
         Ok(before)
     }
+}
 
-    /// Applies changes without recording them.
-    pub(super) fn apply(&self, changes: &[u8]) -> Result<()> {
-        redo::each(changes, |table, key, row| {
-            self.with(table, |open| match row {
-                Some(row) => open.insert(key, row).map(drop).map_err(store_error),
-                None => open.remove(key).map(drop).map_err(store_error),
-            })
-        })
-    }
+/// Makes the changes of a redo group.
+pub(super) fn apply(rows: &dyn WriteRows, changes: &[u8]) -> Result<()> {
+    redo::each(changes, |table, key, row| match row {
+        Some(row) => rows.insert(table, key, row, &mut |_| {}),
+        None => rows.remove(table, key, &mut |_| {}),
+    })
 }
 
 impl Reader for Tx<'_> {
     fn read_raw(&self, table: u8, key: &[u8], read: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        self.with(table, |open| read_table(open, key, read))
+        self.rows.read(table, key, read)
     }
 
     fn scan_raw(
@@ -377,6 +283,6 @@ impl Reader for Tx<'_> {
         backwards: bool,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<Visit>,
     ) -> Result<()> {
-        self.with(table, |open| scan_table(open, range, backwards, visit))
+        self.rows.scan(table, range, backwards, visit)
     }
 }
