@@ -16,6 +16,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::lock;
@@ -175,6 +176,8 @@ pub struct Content {
     state: Mutex<State>,
     /// A flight landed or failed, or a pause ended.
     settled: Condvar,
+    /// Those who wait for it; changes under the lock of `state`. To wake nobody is a system call too.
+    waiting: AtomicU32,
 }
 
 impl Content {
@@ -184,12 +187,17 @@ impl Content {
 
     /// Waits until something has settled.
     pub fn wait<'c>(&self, state: MutexGuard<'c, State>) -> MutexGuard<'c, State> {
-        self.settled.wait(state).unwrap_or_else(PoisonError::into_inner)
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let state = self.settled.wait(state).unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        state
     }
 
-    /// Wakes everybody who waits.
+    /// Wakes everybody who waits; called after the state has changed and its lock is free again.
     pub fn notify(&self) {
-        self.settled.notify_all();
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.settled.notify_all();
+        }
     }
 
     /// Keeps the size from being set and ranges from being taken away.

@@ -174,6 +174,9 @@ impl Writeback {
     }
 
     pub fn note_dropped(&self, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
         self.dirty.fetch_sub(bytes, Ordering::Relaxed);
         self.tell_room();
     }

@@ -184,7 +184,13 @@ impl Meta {
             barrier,
             clock,
             seal: Mutex::new(()),
-            writer: Mutex::new(Writer { scratch: Scratch::default(), last, journal, pending: Vec::new(), pending_bytes: 0 }),
+            writer: Mutex::new(Writer {
+                scratch: Scratch::default(),
+                last,
+                journal,
+                pending: Vec::new(),
+                pending_bytes: 0,
+            }),
             open: Mutex::new(None),
             unsettled: AtomicBool::new(false),
             committed: AtomicU64::new(last.0),
@@ -276,15 +282,17 @@ impl Meta {
     /// Commits what finished transactions did, in the database's sense: it becomes part of snapshots.
     fn settle_locked(&self, open: &mut Option<Open>) -> Result<()> {
         let Some(shared) = open.take() else { return Ok(()) };
+        let outcome = shared.write.commit();
+        // Not before: who sees this goes on to a snapshot.
         self.unsettled.store(false, Ordering::Release);
-        shared.write.commit()
+        outcome
     }
 
     /// Drops what finished transactions did since the last snapshot.
     fn discard(&self, open: &mut Option<Open>) {
-        self.unsettled.store(false, Ordering::Release);
         let shared = open.take();
         let _ = catch_unwind(AssertUnwindSafe(|| drop(shared)));
+        self.unsettled.store(false, Ordering::Release);
     }
 
     /// Runs `body` on a snapshot of the newest state, which it may take its time to read.

@@ -9,5 +9,8 @@ mod tables;
 pub mod tx;
 pub mod volume;
 
+#[cfg(test)]
+mod db_tests;
+
 pub use db::{Appended, DataBarrier, MemoryLog, Meta, RedoGroup, RedoLog};
 pub use tx::{Reader, Tx, View, Visit};

@@ -148,9 +148,7 @@ impl Write {
 
     /// Makes the tables that do not exist yet.
     pub fn create_tables(&self) -> Result<()> {
-        self.with_dependent(|_, tables| {
-            TABLES.iter().try_for_each(|(id, _)| tables.with(*id, |_| Ok(())))
-        })
+        self.with_dependent(|_, tables| TABLES.iter().try_for_each(|(id, _)| tables.with(*id, |_| Ok(()))))
     }
 
     /// Runs `body` on the tables.
