@@ -1,8 +1,9 @@
 //! ArgosFS beside its peers: btrfs (raid6 data, raid1c3 metadata), ext4, and a null FUSE filesystem as the ceiling of
 //! any filesystem behind FUSE, all on loop devices over files of one disk, in one run.
 //!
-//! `cargo build --release --example nullfs && cargo bench --bench peers -- [DIR] [--rounds N] [--only NAME,..]`
-//! needs root, loop devices and btrfs-progs. Prints a row per kind of work: absolute rates, then ratios.
+//! `cargo build --release --example nullfs && cargo bench --bench peers -- [DIR] [--rounds N] [--only PEER,..]
+//! [--rows WORD,..]` needs root, loop devices and btrfs-progs. Prints a row per kind of work: absolute rates, the best of
+//! the rounds, in which the peers take turns; then ratios.
 
 mod setup;
 mod work;
@@ -17,11 +18,13 @@ fn main() -> ExitCode {
     let mut directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("peers");
     let mut rounds = 1;
     let mut only: Option<Vec<String>> = None;
+    let mut wanted: Option<Vec<String>> = None;
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--rounds" => rounds = arguments.next().and_then(|n| n.parse().ok()).unwrap_or(1),
-            "--only" => only = arguments.next().map(|names| names.split(',').map(str::to_owned).collect()),
+            "--only" => only = arguments.next().map(words),
+            "--rows" => wanted = arguments.next().map(words),
             path => directory = PathBuf::from(path),
         }
     }
@@ -29,33 +32,42 @@ fn main() -> ExitCode {
         eprintln!("SKIPPED: the comparison with other filesystems needs root for loop devices and mounts");
         return ExitCode::SUCCESS;
     }
-    let mut peers: Vec<(Peer, Vec<f64>)> = Vec::new();
-    for peer in Peer::ALL {
-        if only.as_ref().is_some_and(|only| !only.iter().any(|name| name == peer.name())) {
-            continue;
-        }
-        match measure(peer, &directory, rounds) {
-            Ok(rates) => peers.push((peer, rates)),
-            Err(why) => eprintln!("{}: left out: {why}", peer.name()),
-        }
+    let chosen = |peer: &Peer| only.as_ref().is_none_or(|only| only.iter().any(|name| name == peer.name()));
+    let mut peers: Vec<(Peer, Vec<f64>)> =
+        Peer::ALL.into_iter().filter(chosen).map(|peer| (peer, vec![f64::NAN; ROWS.len()])).collect();
+    let wanted =
+        |row: &Row| wanted.as_ref().is_none_or(|words| words.iter().any(|word| row.name.contains(word.as_str())));
+    for _ in 0..rounds {
+        peers.retain_mut(|(peer, best)| match measure(*peer, &directory, wanted, best) {
+            Ok(()) => true,
+            Err(why) => {
+                eprintln!("{}: left out: {why}", peer.name());
+                false
+            }
+        });
     }
     print(&peers);
     ExitCode::SUCCESS
 }
 
-/// The best of `rounds` for each row; NaN where a peer has no such row.
-fn measure(peer: Peer, directory: &std::path::Path, rounds: usize) -> Result<Vec<f64>, String> {
-    let mut best = vec![f64::NAN; ROWS.len()];
-    for _ in 0..rounds {
-        let mut rig = peer.start(directory)?;
-        for (row, best) in ROWS.iter().zip(&mut best) {
-            let Some(rate) = (row.run)(&mut rig)? else { continue };
-            eprintln!("{:>8}  {:<44} {rate:>12.1} {}", peer.name(), row.name, row.unit);
-            *best = best.max(rate);
-        }
-        rig.stop()?;
+fn words(list: String) -> Vec<String> {
+    list.split(',').map(str::to_owned).collect()
+}
+
+/// One round: raises what is `best` for each row; it stays NaN where a peer has no such row.
+fn measure(
+    peer: Peer,
+    directory: &std::path::Path,
+    wanted: impl Fn(&Row) -> bool,
+    best: &mut [f64],
+) -> Result<(), String> {
+    let mut rig = peer.start(directory)?;
+    for (row, best) in ROWS.iter().zip(best).filter(|(row, _)| wanted(row)) {
+        let Some(rate) = (row.run)(&mut rig)? else { continue };
+        eprintln!("{:>8}  {:<44} {rate:>12.1} {}", peer.name(), row.name, row.unit);
+        *best = best.max(rate);
     }
-    Ok(best)
+    rig.stop()
 }
 
 fn print(peers: &[(Peer, Vec<f64>)]) {
