@@ -41,7 +41,8 @@ pub fn cut(run: &Run, depth: usize, prng: &mut Prng, tally: &mut Tally) -> Verdi
     let mut health = run.health_at(at).clone();
     let told = |why: String| format!("power cut at event {at} of {}: {why}", run.world.record());
 
-    // One in some lets other devices be lost than those that were lost already: then a refusal is right, an old state never.
+    // One in some lets other devices be lost than those that were lost already: then a refusal is right, an old state not,
+    // as long as anything whole is left.
     let reckless = !health.weak.is_empty() && prng.chance(1, 6);
     let m = usize::from(run.shape.m);
     let budget = if reckless { m } else { m.saturating_sub(health.weak.len()) };
@@ -99,6 +100,8 @@ pub fn cut(run: &Run, depth: usize, prng: &mut Prng, tally: &mut Tally) -> Verdi
         Ok(step) => step,
         // Two halves that know nothing of each other: each may be opened, and an old state is all this one has.
         Err(_) if !must_open && run.shape.can_split() && !before => return Ok(()),
+        // More than m are lost and the rest is rotten: that the end of the only log is gone cannot be seen.
+        Err(_) if !must_open && here.iter().all(|index| health.weak.contains_key(index)) => return Ok(()),
         Err(error) => return Err(why(error)),
     };
     if must_open {
