@@ -324,6 +324,40 @@ fn a_daemon_told_to_end_unmounts_cleanly() {
 }
 
 #[test]
+fn what_files_leave_is_given_back_to_the_image_files() {
+    if !can_mount("what_files_leave_is_given_back_to_the_image_files") {
+        return;
+    }
+    use std::os::unix::fs::MetadataExt;
+    let bench = Bench::new("trim");
+    let mnt = bench.mnt();
+    bench.mkfs("tank", 4);
+    let taken = || (0..4).map(|at| fs::metadata(bench.image(at)).expect("there").blocks() * 512).sum::<u64>();
+    let content = vec![0xa5; 24_000_000];
+    bench.ok(&["mount", &bench.image(0), &mnt, "-o", "nodiscard"]);
+    fs::write(format!("{mnt}/kept"), &content[..1_000_000]).expect("writes");
+    fs::write(format!("{mnt}/gone"), &content).expect("writes");
+    bench.ok(&["sync"]);
+    let full = taken();
+    fs::remove_file(format!("{mnt}/gone")).expect("removes");
+    // Twice: the first makes the removal durable, the second what the background freed meanwhile.
+    wait_until("the space to be free", || {
+        bench.ok(&["sync"]);
+        bench.ok(&["trim"]).contains("discarded") && taken() + 40_000_000 < full
+    });
+    assert_eq!(fs::read(format!("{mnt}/kept")).expect("reads"), content[..1_000_000]);
+    bench.ok(&["umount", &mnt]);
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    fs::write(format!("{mnt}/gone"), &content).expect("writes");
+    bench.ok(&["sync"]);
+    fs::remove_file(format!("{mnt}/gone")).expect("removes");
+    wait_until("the images to shrink by themselves", || taken() + 40_000_000 < full);
+    assert_eq!(fs::read(format!("{mnt}/kept")).expect("reads"), content[..1_000_000]);
+    assert!(bench.ok(&["fsck", "--data"]).contains("clean"));
+    bench.ok(&["umount", &mnt]);
+}
+
+#[test]
 fn devices_are_lost_replaced_and_taken_back() {
     if !can_mount("devices_are_lost_replaced_and_taken_back") {
         return;

@@ -114,6 +114,7 @@ fn prepare(pool: &Path, mountpoint: &Path, options: &Options, voice: Voice) -> R
     let Opened { pool, store, notes } = open::open(&located, &open_options)?;
     notes.into_iter().for_each(|note| voice.say(&Saying::Note(note)));
     store.set_cache_limit(options.cache.0 as usize);
+    store.set_discard(options.discard);
     let fs_options =
         fs::Options { access_time: options.access_time, read_only: options.read_only, ..fs::Options::default() };
     let fs = Arc::new(Fs::open(Arc::clone(&store), fs_options)?);

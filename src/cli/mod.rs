@@ -18,6 +18,7 @@ mod scrub;
 mod status;
 mod sync;
 mod target;
+mod trim;
 mod umount;
 
 use std::ffi::OsString;
@@ -59,6 +60,8 @@ enum Command {
     Rebuild(rebuild::Arguments),
     /// Read and verify everything, and repair what is bad.
     Scrub(scrub::Arguments),
+    /// Tell the devices which of their blocks are free; a mount does it by itself as files go.
+    Trim(trim::Arguments),
     /// Check the metadata, with --data every shard too; nothing is changed.
     Fsck(fsck::Arguments),
     /// Write the whole metadata as canonical JSON with a digest.
@@ -78,6 +81,7 @@ impl Command {
             Command::Device(arguments) => device::run(arguments, output),
             Command::Rebuild(arguments) => rebuild::run(arguments, output),
             Command::Scrub(arguments) => scrub::run(arguments, output),
+            Command::Trim(arguments) => trim::run(arguments, output),
             Command::Fsck(arguments) => fsck::run(arguments, output),
             Command::ExportMeta(arguments) => export_meta::run(arguments, output),
             Command::Demo(arguments) => demo::run(arguments, output),
@@ -149,6 +153,7 @@ mod tests {
             "argosfs device replace --pool tank 3 /dev/b --force",
             "argosfs rebuild tank",
             "argosfs scrub",
+            "argosfs trim tank",
             "argosfs fsck --data tank",
             "argosfs export-meta tank -o out.json",
             "argosfs demo /tmp/x --keep",

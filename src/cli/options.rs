@@ -16,6 +16,8 @@ pub struct Options {
     pub degraded: bool,
     pub access_time: AccessTime,
     pub writeback: bool,
+    /// Tell devices which blocks have become free.
+    pub discard: bool,
     /// `None`: root lets others in, other users do not.
     pub allow_other: Option<bool>,
     pub no_suid: bool,
@@ -39,6 +41,7 @@ impl Default for Options {
             degraded: false,
             access_time: AccessTime::Relative,
             writeback: false,
+            discard: true,
             allow_other: None,
             no_suid: false,
             no_dev: false,
@@ -94,6 +97,8 @@ Options (-o, separated by commas):
   noatime, relatime, strictatime
                     when reading moves access times (relatime)
   writeback         let the kernel collect writes: faster for tiny ones, but a full pool is told late
+  discard, nodiscard
+                    tell devices which blocks have become free, a few seconds later (discard)
   allow_other, noallow_other
                     whether other users may use the mount (root: yes)
   nosuid, nodev, noexec
@@ -125,6 +130,8 @@ impl Options {
             "relatime" | "atime" => self.access_time = AccessTime::Relative,
             "strictatime" => self.access_time = AccessTime::Strict,
             "writeback" => self.writeback = true,
+            "discard" => self.discard = true,
+            "nodiscard" => self.discard = false,
             "allow_other" => self.allow_other = Some(true),
             "noallow_other" => self.allow_other = Some(false),
             "nosuid" => self.no_suid = true,
@@ -171,6 +178,7 @@ impl Options {
         flag(self.access_time == AccessTime::Never, "noatime");
         flag(self.access_time == AccessTime::Strict, "strictatime");
         flag(self.writeback, "writeback");
+        flag(!self.discard, "nodiscard");
         flag(self.allow_other == Some(true), "allow_other");
         flag(self.allow_other == Some(false), "noallow_other");
         flag(self.no_suid, "nosuid");
@@ -219,9 +227,10 @@ mod tests {
 
     #[test]
     fn the_daemon_gets_the_same_options() {
-        let options =
-            parse("ro,strictatime,writeback,noallow_other,nodev,noexec,nosuid,degraded,wait=7,engine=mmap,cache=1M")
-                .expect("parses");
+        let options = parse(
+            "ro,strictatime,writeback,nodiscard,noallow_other,nodev,noexec,nosuid,degraded,wait=7,engine=mmap,cache=1M",
+        )
+        .expect("parses");
         assert_eq!(parse(&options.to_text()).expect("parses"), options);
         assert_eq!(parse(&Options::default().to_text()).expect("parses"), Options::default());
     }

@@ -28,6 +28,8 @@ pub enum Request {
     Scrub,
     /// Brings every stripe back to full redundancy.
     Rebuild,
+    /// Tells the devices which of their blocks are free.
+    Trim,
     /// Puts a device in another's place; the data follows by [`Request::Rebuild`].
     Replace { old: String, new: String, force: bool },
     /// Checks the metadata, with `data` every shard too.
@@ -41,7 +43,7 @@ pub enum Request {
 impl Request {
     /// Whether the operation writes to the pool.
     pub fn writes(&self) -> bool {
-        matches!(self, Request::Sync | Request::Scrub | Request::Rebuild | Request::Replace { .. })
+        matches!(self, Request::Sync | Request::Scrub | Request::Rebuild | Request::Trim | Request::Replace { .. })
     }
 }
 

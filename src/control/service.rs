@@ -88,6 +88,7 @@ impl Service for PoolService {
             }
             Request::Scrub => ops::scrub(self, reply),
             Request::Rebuild => ops::rebuild(self, reply),
+            Request::Trim => ops::trim(self, reply),
             Request::Replace { old, new, force } => ops::replace(self, old, new, *force, reply),
             Request::Fsck { data } => ops::fsck(self, *data, reply),
             Request::ExportMeta => ops::export(self, reply),

@@ -45,11 +45,11 @@ impl Fs {
         Ok(true)
     }
 
-    /// Repairs what reads found bad and moves content to better places, a bounded step of both; says whether there may be
-    /// more. `all` as in `Store::tidy_step`.
+    /// Repairs what reads found bad, moves content to better places and, unless there is, discards what became free: a
+    /// bounded step of each. Says whether there may be more. `all` as in `Store::tidy_step`.
     fn tidy(&self, all: bool) -> Result<bool> {
         let repaired = self.store.repair_queued()?;
-        Ok(self.store.tidy_step(all)? || repaired > 0)
+        Ok(self.store.tidy_step(all)? || repaired > 0 || (all && self.store.discard_step()?))
     }
 
     /// Waits for things to do and does them, until told to stop.

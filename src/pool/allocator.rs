@@ -135,6 +135,27 @@ impl Allocator {
         Ok(Ok(runs))
     }
 
+    /// Reserves exactly this run; says whether it was free.
+    pub fn hold(&mut self, run: Run, load: &mut Loader<'_>) -> Result<bool> {
+        let Some(space) = self.devices.get_mut(&run.device).filter(|_| run.blocks > 0) else { return Ok(false) };
+        let free = space.free_at(run.block.0, run.blocks, load)?;
+        if free {
+            space.take(run);
+            space.held.insert(run.block.0, run.blocks);
+        }
+        Ok(free)
+    }
+
+    /// Reserves the first free run at or behind `from`, at most `most` blocks of it; `None` behind the last one.
+    pub fn hold_next(&mut self, id: DeviceId, from: BlockNo, most: u32, load: &mut Loader<'_>) -> Result<Option<Run>> {
+        let Some(space) = self.devices.get_mut(&id) else { return Ok(None) };
+        let Some((block, blocks)) = space.next_free(from.0, load)? else { return Ok(None) };
+        let run = Run { device: id, block: BlockNo(block), blocks: blocks.min(most) };
+        space.take(run);
+        space.held.insert(block, run.blocks);
+        Ok(Some(run))
+    }
+
     /// The longest run that can be reserved, at most `enough`.
     pub fn largest_run(&mut self, id: DeviceId, enough: u32, load: &mut Loader<'_>) -> Result<u32> {
         self.devices.get_mut(&id).map_or(Ok(0), |space| space.largest(enough, load))
@@ -323,6 +344,22 @@ impl Space {
             at = stop;
         }
         Ok(true)
+    }
+
+    /// The first free run at or behind `from`, up to the end of its part.
+    fn next_free(&mut self, from: u64, load: &mut Loader<'_>) -> Result<Option<(u64, u32)>> {
+        let mut at = from.max(self.layout.start);
+        while at < self.layout.start + self.layout.blocks {
+            let part = (at / u64::from(PART)) as usize;
+            let start = part as u64 * u64::from(PART);
+            if self.summary(part, load)?.free > 0
+                && let Some((found, blocks)) = self.bitmap(part, load)?.find((at - start) as u32, 1)
+            {
+                return Ok(Some((start + u64::from(found), blocks)));
+            }
+            at = start + u64::from(PART);
+        }
+        Ok(None)
     }
 
     /// The first run of at least `blocks` blocks from the cursor's part on, around the end of the device.

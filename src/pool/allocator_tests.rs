@@ -87,7 +87,7 @@ fn no_block_is_ever_given_out_twice_and_free_space_is_exact() {
                 let space = allocator.devices.get_mut(&DEVICE).unwrap();
                 space.bitmaps.clear();
             }
-            match prng.below(16) {
+            match prng.below(18) {
                 0..=6 => {
                     let most = if prng.chance(1, 10) { 3_000 } else { 200 };
                     let count = 1 + prng.below(most) as u32;
@@ -151,6 +151,28 @@ fn no_block_is_ever_given_out_twice_and_free_space_is_exact() {
                         assert!(run.blocks >= count && (run.block.0 - 256) % 1024 == 0 && run.blocks % 1024 == 0);
                         set(&mut plain, run, Block::Free, Block::Claimed);
                         claims.push(run);
+                    }
+                }
+                15 => {
+                    let from = prng.below(256 + blocks);
+                    let blocks = (1 + prng.below(400)).min(256 + blocks - from) as u32;
+                    let run = Run { device: DEVICE, block: BlockNo(from), blocks };
+                    let free = plain[run.block.0 as usize..run.end() as usize].iter().all(|b| *b == Block::Free);
+                    assert_eq!(allocator.hold(run, &mut rows.load()).unwrap(), free, "seed {seed}: {run:?}");
+                    if free {
+                        set(&mut plain, run, Block::Free, Block::Reserved);
+                        reserved.push(run);
+                    }
+                }
+                16 => {
+                    let from = prng.below(256 + blocks);
+                    let next = (from..256 + blocks).find(|at| plain[*at as usize] == Block::Free);
+                    let run = allocator.hold_next(DEVICE, BlockNo(from), 100, &mut rows.load()).unwrap();
+                    assert_eq!(run.map(|run| run.block.0), next, "seed {seed}");
+                    if let Some(run) = run {
+                        assert!((1..=100).contains(&run.blocks));
+                        set(&mut plain, run, Block::Free, Block::Reserved);
+                        reserved.push(run);
                     }
                 }
                 _ => {

@@ -75,7 +75,10 @@ impl Store {
             // Replacements that did not come to their end.
             let replacing = |member: &&Member| member.state == MemberState::Replacing && member.device.is_some();
             for old in pool.state().members.iter().filter(replacing) {
-                self.retire(old.id, &mut progress, watch)?;
+                if !self.retire(old.id, &mut progress, watch)? {
+                    // It waits for a device that is missing, or for space.
+                    progress.repaired.missing = progress.repaired.missing.max(1);
+                }
             }
         }
         Ok(progress)
@@ -116,20 +119,23 @@ impl Store {
         let added = pool.replace_member(old, new, force)?;
         self.welcome(&pool, &devices, added)?;
         let mut progress = Progress::default();
-        self.retire(old, &mut progress, watch)?;
-        Ok(progress)
-    }
-
-    /// Empties a device to which nothing new goes, and ends its membership.
-    fn retire(&self, old: DeviceId, progress: &mut Progress, watch: Watch<'_>) -> Result<()> {
-        let (pool, devices) = self.whole()?;
-        self.empty(old, progress, watch)?;
-        if self.holds_shards(old)? {
+        if !self.retire(old, &mut progress, watch)? {
             return Err(Error::Unavailable(format!(
-                "{} stripes could not be moved off device {old}: add space, then `argosfs rebuild {}` goes on",
+                "{} stripes could not be moved off device {old}: bring missing devices back or add space, then `argosfs \
+                 rebuild {}` goes on",
                 progress.repaired.missing.max(1),
                 pool.state().label.name
             )));
+        }
+        Ok(progress)
+    }
+
+    /// Empties a device to which nothing new goes, and ends its membership; `false` when something is left on it.
+    fn retire(&self, old: DeviceId, progress: &mut Progress, watch: Watch<'_>) -> Result<bool> {
+        let (pool, devices) = self.whole()?;
+        self.empty(old, progress, watch)?;
+        if self.holds_shards(old)? {
+            return Ok(false);
         }
         self.mend_metadata()?;
         if let Some(log) = &self.log
@@ -141,7 +147,8 @@ impl Store {
         self.durable_point()?;
         lock(&devices.allocator).remove_device(old);
         self.faults.forget(Some(old));
-        pool.remove_member(old)
+        pool.remove_member(old)?;
+        Ok(true)
     }
 
     /// Whether any stripe has a shard on the device.

@@ -6,6 +6,7 @@ mod cache;
 pub mod commit;
 mod compact;
 pub mod devices;
+mod discard;
 pub mod extents;
 mod faults;
 mod host;
@@ -57,6 +58,7 @@ pub struct Store {
     faults: faults::Faults,
     cache: cache::Cache,
     untidy: compact::Untidy,
+    discards: discard::Discards,
     space: space::Accounts,
     /// Truncates still going on: extents of the inode at or past the offset, born at or before the transaction, are
     /// hidden.
@@ -78,6 +80,7 @@ impl Store {
             faults: faults::Faults::default(),
             cache: cache::Cache::new(cache::DEFAULT_BYTES),
             untidy: compact::Untidy::default(),
+            discards: discard::Discards::default(),
             space: space::Accounts::fixed(capacity),
             truncates: Mutex::default(),
         })
@@ -94,6 +97,7 @@ impl Store {
             faults: faults::Faults::default(),
             cache: cache::Cache::new(cache::DEFAULT_BYTES),
             untidy: compact::Untidy::default(),
+            discards: discard::Discards::default(),
             space: space::Accounts::default(),
             truncates: Mutex::default(),
         };

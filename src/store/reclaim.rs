@@ -23,7 +23,7 @@ impl Store {
     /// Hands back blocks that are durably free and that nobody reads any more.
     pub(super) fn reclaim_freed(&self) {
         if let Some(devices) = &self.devices {
-            devices.reclaim(self.meta.durable());
+            self.discards.note(devices.reclaim(self.meta.durable()));
         }
     }
 

@@ -9,7 +9,7 @@ use super::devices::{Devices, Member, Membership};
 use super::{Store, extents, lock};
 use crate::base::clock::SteppingClock;
 use crate::base::{DeviceId, Error, Incarnation, Ino, Prng, Result, StripeId, Uuid};
-use crate::device::sim::SimWorld;
+use crate::device::sim::{DiscardMode, SimWorld};
 use crate::device::{Device, Engine, InlineEngine};
 use crate::erasure::Geometry;
 use crate::format::label::GroupLayout;
@@ -296,6 +296,10 @@ fn a_device_that_fails_a_write_is_replaced_in_that_stripe() {
 }
 
 impl Rig {
+    fn free(&self, device: DeviceId) -> u64 {
+        lock(&self.store.devices.as_ref().unwrap().allocator).free_blocks(device)
+    }
+
     fn stripes(&self) -> usize {
         self.store.stripes_with(None, usize::MAX, |_| true).unwrap().0.len()
     }
@@ -304,6 +308,36 @@ impl Rig {
         while self.store.tidy_step(true).unwrap() {}
         self.store.durable_point().unwrap();
     }
+}
+
+#[test]
+fn what_is_free_is_discarded_and_nothing_else() {
+    let mut prng = Prng::new(31);
+    let mut rig = Rig::new(6, 4, 2);
+    (0..6).for_each(|device| rig.pool.world.set_discard(device, DiscardMode::Garbage));
+    rig.store.set_discard(true);
+    for round in 0..8u64 {
+        for ino in 2..8 {
+            rig.write(ino, 0, noise(&mut prng, 300_000)).unwrap();
+        }
+        // Some of what was freed is in use again by the time it would be discarded.
+        rig.store.durable_point().unwrap();
+        rig.write(20 + round, 0, noise(&mut prng, 200_000)).unwrap();
+        while rig.store.discard_step().unwrap() {}
+        rig.check();
+        rig.check_rows();
+    }
+    let discards = |rig: &Rig| (0..6).map(|device| rig.pool.world.counters(device).discards).sum::<u64>();
+    let in_passing = discards(&rig);
+    assert!(in_passing > 0);
+    let bytes = rig.store.trim(&mut |_| true).unwrap();
+    assert!(discards(&rig) > in_passing);
+    let free: u64 = rig.pool.members().iter().map(|member| rig.free(member.id) * 4096).sum();
+    assert_eq!(bytes, free, "all of the free space was discarded, and is free again");
+    rig.check();
+    rig.check_rows();
+    rig.write(99, 0, noise(&mut prng, 300_000)).unwrap();
+    rig.check();
 }
 
 #[test]

@@ -165,10 +165,11 @@ impl Run {
                 while store.reclaim_step()? {}
                 Ok(false)
             }),
-            83..87 => self.maintain("tidy", |store| {
-                while store.tidy_step(true)? {}
+            83..86 => self.maintain("tidy", |store| {
+                while store.tidy_step(true)? || store.discard_step()? {}
                 Ok(false)
             }),
+            86..87 => self.maintain("trim", |store| store.trim(&mut |_| true).map(|_| false)),
             87..89 => self.maintain("scrub", |store| store.scrub(&mut |_| true).map(|_| true)),
             89..91 => self.maintain("rebuild", |store| store.rebuild(&mut |_| true).map(|_| true)),
             91..92 => self.evacuate(),

@@ -67,6 +67,7 @@ pub fn format(world: &SimWorld, shape: &Shape, seed: u64) -> Result<Mounted> {
     };
     let pool = Pool::format(&devices, &options, Arc::new(InlineEngine), Box::new(Prng::new(seed)))?;
     let store = Store::format(Arc::new(pool), Arc::new(ManualClock::default()), mix64(seed))?;
+    store.set_discard(true);
     Ok(Mounted { store, process })
 }
 
@@ -75,6 +76,7 @@ pub fn open(world: &SimWorld, devices: &[usize], process: &Arc<Process>, seed: u
     let devices: Vec<Arc<dyn Device>> = devices.iter().map(|index| process.device(world, *index)).collect();
     let pool = Pool::open(&devices, &OpenMode::default(), Arc::new(InlineEngine), Box::new(Prng::new(seed)))?;
     let store = Store::open(Arc::new(pool), Arc::new(ManualClock::default()), seed)?;
+    store.set_discard(true);
     Ok(Mounted { store, process: process.clone() })
 }
 

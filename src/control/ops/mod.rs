@@ -4,8 +4,10 @@ mod export;
 mod fsck;
 mod maintain;
 mod replace;
+mod trim;
 
 pub use export::export;
 pub use fsck::fsck;
 pub use maintain::{rebuild, scrub};
 pub use replace::replace;
+pub use trim::trim;
