@@ -25,7 +25,7 @@ const STALL_NS: u64 = 500_000_000;
 
 /// One byte of metadata is expected for so many bytes of content: a stripe of 256 KiB needs 700 bytes of rows, smaller
 /// ones hardly less, and the trees are half full.
-const METADATA_PART: u64 = 100;
+const METADATA_PART: u64 = 110;
 
 /// The pool as the store sees it.
 pub struct PoolMembership(pub Arc<Pool>);
