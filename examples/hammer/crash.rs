@@ -449,7 +449,9 @@ impl Writer {
                 let is = |(_, version, len): &&(Moment, u64, u64)| {
                     found.len() as u64 == *len && found == pattern::bytes(*version, 0, *len as usize)
                 };
-                if !self.replaced[durable.saturating_sub(1)..].iter().any(|version| is(&version)) {
+                // The first one replaces nothing: its content is on its own, all of it or none.
+                let first = durable <= 1 && found.is_empty();
+                if !first && !self.replaced[durable.saturating_sub(1)..].iter().any(|version| is(&version)) {
                     let known = self.replaced.iter().position(|version| is(&version));
                     let len = found.len();
                     shared.fail(format!("{}: {len} bytes, version {known:?} of {durable}..", path.display()));

@@ -255,7 +255,7 @@ fn end_on_signal(session: &Session, fs: &Fs) {
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Memory that is free is given back to the system once in so many rounds.
-const TRIM_EVERY: u32 = 10;
+const TRIM_EVERY: u32 = 3;
 
 /// Starts the thread that repairs what reads found bad, says what devices have to say, and keeps the log short.
 fn keep(

@@ -44,7 +44,11 @@ impl PoolService {
     /// Makes everything durable, what is only in memory included.
     pub fn sync(&self) -> Result<()> {
         match &self.mounted {
-            Some(mounted) => mounted.fs.syncfs(),
+            Some(mounted) => {
+                // So that what was removed is free when this returns.
+                mounted.fs.reclaim_waiting()?;
+                mounted.fs.syncfs()
+            }
             None => self.store.durable_point(),
         }
     }

@@ -77,6 +77,19 @@ impl Fs {
         Ok(true)
     }
 
+    /// Reclaims what waits for it now.
+    pub fn reclaim_waiting(&self) -> Result<()> {
+        if self.options.read_only {
+            return Ok(());
+        }
+        let waiting = lock(&self.orphans.ready).inodes.len();
+        for _ in 0..waiting.div_ceil(BATCH) {
+            self.reclaim_step()?;
+        }
+        while self.store.reclaim_step()? {}
+        Ok(())
+    }
+
     /// Reclaims everything that has neither names nor references, content that is removed in the background included.
     pub fn reclaim_all(&self) -> Result<()> {
         while self.reclaim_step()? || self.store.reclaim_step()? {}

@@ -112,7 +112,7 @@ impl Writer {
 /// Transactions that share one of the database's.
 const SHARE: usize = 100;
 /// Memory for the database's own cache of pages.
-const CACHE_BYTES: usize = 96 << 20;
+const CACHE_BYTES: usize = 64 << 20;
 /// Redo that may wait for its durable point before a transaction makes one itself, in bytes and in transactions.
 const PENDING_BYTES: usize = 8 << 20;
 const PENDING_GROUPS: usize = 10_000;

@@ -88,9 +88,9 @@ impl Allocator {
         self.devices.get(&id).map_or(0, |space| space.free)
     }
 
-    /// Freed blocks that cannot be reserved yet, on all devices.
-    pub fn deferred_blocks(&self) -> u64 {
-        self.deferred.values().flatten().map(|run| u64::from(run.blocks)).sum()
+    /// Freed blocks of a device that cannot be reserved yet.
+    pub fn deferred_blocks(&self, id: DeviceId) -> u64 {
+        self.deferred.values().flatten().filter(|run| run.device == id).map(|run| u64::from(run.blocks)).sum()
     }
 
     /// Where to look first, say behind the newest stripe.

@@ -220,7 +220,7 @@ fn large_runs_are_filled_in_order_and_small_holes_with_what_fits() {
         allocator.free_later(TxnId(5), run);
         rows.mark(run, false);
     }
-    assert_eq!(allocator.deferred_blocks(), 300);
+    assert_eq!(allocator.deferred_blocks(DEVICE), 300);
     assert_eq!(allocator.free_blocks(DEVICE), 20_000);
     assert_eq!(allocator.reclaim_through(TxnId(4)), []);
     assert_eq!(allocator.reclaim_through(TxnId(5)).len(), 3);

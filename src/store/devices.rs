@@ -193,11 +193,13 @@ impl Devices {
     }
 
     /// Payload bytes that fit into what is free now, when `kept` blocks of some devices are kept for something else.
-    pub fn free_payload(&self, (devices, kept): &(Vec<DeviceId>, u64)) -> u64 {
+    /// `soon`: what a durable point makes free counts as free.
+    pub fn free_payload(&self, (devices, kept): &(Vec<DeviceId>, u64), soon: bool) -> u64 {
         let (geometry, shard_blocks) = self.membership.geometry();
         let targets = self.targets_with(|allocator, member| {
             let kept = if devices.contains(&member.id) { *kept } else { 0 };
-            allocator.free_blocks(member.id).saturating_sub(kept)
+            let deferred = if soon { allocator.deferred_blocks(member.id) } else { 0 };
+            (allocator.free_blocks(member.id) + deferred).saturating_sub(kept)
         });
         placement::capacity(geometry, shard_blocks, &targets) * BLOCK_SIZE
     }

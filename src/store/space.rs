@@ -74,7 +74,7 @@ impl Store {
     pub fn reserve(&self, bytes: u64) -> Result<Reservation> {
         let mut balance = lock(&self.space.0);
         if bytes > balance.headroom {
-            let (_, free, reserve) = self.measure(&balance);
+            let (_, free, reserve) = self.measure(&balance, false);
             let available = free.saturating_sub(reserve).saturating_sub(balance.promised);
             if bytes > available {
                 return Err(Error::NoSpace);
@@ -93,21 +93,22 @@ impl Store {
         balance.promised -= reservation.bytes;
     }
 
-    /// Total, free and available space.
+    /// Total, free and available space. What only waits for a durable point counts: before anybody is told that there is
+    /// no space, there is one.
     pub fn space(&self) -> Space {
         let balance = lock(&self.space.0);
-        let (total, free, reserve) = self.measure(&balance);
+        let (total, free, reserve) = self.measure(&balance, true);
         Space { total: total - reserve, free, available: free.saturating_sub(reserve + balance.promised) }
     }
 
     /// Total and free payload bytes, and what of them is kept back.
-    fn measure(&self, balance: &Balance) -> (u64, u64, u64) {
+    fn measure(&self, balance: &Balance, soon: bool) -> (u64, u64, u64) {
         match &self.devices {
             None => (balance.capacity, balance.capacity.saturating_sub(balance.used), 0),
             Some(devices) => {
-                let mut free = devices.free_payload(&(Vec::new(), 0));
+                let mut free = devices.free_payload(&(Vec::new(), 0), soon);
                 if let Some(log) = &self.log {
-                    free = devices.free_payload(&log.growth(free));
+                    free = devices.free_payload(&log.growth(free), soon);
                 }
                 let total = devices.total_payload();
                 let reserve =
