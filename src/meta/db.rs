@@ -41,7 +41,8 @@ pub enum Appended {
 
 /// The durable side of the store: the log in front and the home behind it.
 pub trait RedoLog: Send + Sync {
-    /// Called before each transaction: takes space ahead, so that a lack of it is told here and not inside the database.
+    /// Called before each transaction and checkpoint: takes space ahead, so that a lack of it is told here and not inside the
+    /// database.
     fn prepare(&self) -> Result<()> {
         Ok(())
     }
@@ -365,6 +366,8 @@ impl Meta {
         if self.read_only {
             return Ok(());
         }
+        // There may have been no transaction since the pool was opened.
+        self.log.prepare()?;
         let _seal = lock(&self.seal);
         self.check()?;
         self.log.prewrite().map_err(|error| self.poison(&error.to_string()))?;

@@ -42,7 +42,7 @@ pub fn cut(run: &Run, depth: usize, prng: &mut Prng, tally: &mut Tally) -> Verdi
     let told = |why: String| format!("power cut at event {at} of {}: {why}", run.world.record());
 
     // One in some lets other devices be lost than those that were lost already: then a refusal is right, an old state not,
-    // as long as anything whole is left.
+    // unless it is read from a device that holds wrong or old bytes: what the end of the only log was cannot be seen.
     let reckless = !health.weak.is_empty() && prng.chance(1, 6);
     let m = usize::from(run.shape.m);
     let budget = if reckless { m } else { m.saturating_sub(health.weak.len()) };
@@ -100,8 +100,9 @@ pub fn cut(run: &Run, depth: usize, prng: &mut Prng, tally: &mut Tally) -> Verdi
         Ok(step) => step,
         // Two halves that know nothing of each other: each may be opened, and an old state is all this one has.
         Err(_) if !must_open && run.shape.can_split() && !before => return Ok(()),
-        // More than m are lost and the rest is rotten: that the end of the only log is gone cannot be seen.
-        Err(_) if !must_open && here.iter().all(|index| health.weak.contains_key(index)) => return Ok(()),
+        Err(_) if !must_open && here.iter().any(|index| health.weak.get(index) == Some(&Weak::Suspect)) => {
+            return Ok(());
+        }
         Err(error) => return Err(why(error)),
     };
     if must_open {
