@@ -134,6 +134,9 @@ impl Store {
     fn retire(&self, old: DeviceId, progress: &mut Progress, watch: Watch<'_>) -> Result<bool> {
         let (pool, devices) = self.whole()?;
         self.empty(old, progress, watch)?;
+        // Shards that were never written for want of this device.
+        self.settle_intents()?;
+        self.settle_repairs()?;
         if self.holds_shards(old)? {
             return Ok(false);
         }

