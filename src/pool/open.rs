@@ -6,7 +6,7 @@ use super::assembly::{self, Assembly, Candidate};
 use super::label_io::{self, Scan, Unusable};
 use super::{Member, Pool, PoolState, lock};
 use crate::base::{Entropy, Error, Incarnation, Result, Uuid};
-use crate::device::{Device, Engine};
+use crate::device::{Device, Engine, Op, Request};
 use crate::format::label::MemberState;
 
 /// How to open a pool.
@@ -75,10 +75,31 @@ impl Pool {
             let mut writer = lock(&pool.writer);
             let mut next = pool.copy_state();
             next.label.settings.incarnation = incarnation;
-            pool.write_state(&mut writer, next, changed.then_some(reason))?;
+            let mut reason = changed.then_some(reason);
+            // What was read may be what a killed process wrote and nobody flushed; what is written next relies on it.
+            for (member, flushed) in flush_present(&*pool.engine, &mut next) {
+                if let Err(error) = flushed {
+                    let text = format!("{} was dropped: {error}", member.name());
+                    member.device = None;
+                    member.state = MemberState::Failed;
+                    pool.note(text.clone());
+                    reason = Some(text);
+                }
+            }
+            pool.write_state(&mut writer, next, reason)?;
         }
         Ok(pool)
     }
+}
+
+/// Flushes every device that is there; which member's it is and what became of it.
+fn flush_present<'s>(engine: &dyn Engine, state: &'s mut PoolState) -> Vec<(&'s mut Member, Result<()>)> {
+    let present: Vec<&mut Member> = state.members.iter_mut().filter(|member| member.device.is_some()).collect();
+    let devices: Vec<Arc<dyn Device>> = present.iter().filter_map(|member| member.device.clone()).collect();
+    let mut batch: Vec<_> = devices.iter().map(|device| Request::new(&**device, Op::Flush)).collect();
+    engine.run(&mut batch);
+    let results: Vec<Result<()>> = batch.into_iter().map(|request| request.result).collect();
+    present.into_iter().zip(results).collect()
 }
 
 /// The live members of what was assembled.

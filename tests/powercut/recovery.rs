@@ -95,7 +95,7 @@ pub fn cut(run: &Run, depth: usize, prng: &mut Prng, tally: &mut Tally) -> Verdi
     let found = content::number_of(&mounted.store).map_err(why)?;
     let notes = || mounted.store.pool().map(|pool| pool.take_notes());
     trace(|| format!("{}: found state {found}: {:?}", world.record(), notes()));
-    let before = run.opened_from.iter().any(|index| here.contains(index));
+    let before = run.opened_from.iter().any(|index| here.contains(index) && health.members.contains(index));
     let step = match run.history.judge(at, found) {
         Ok(step) => step,
         // Two halves that know nothing of each other: each may be opened, and an old state is all this one has.
