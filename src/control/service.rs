@@ -46,8 +46,9 @@ impl PoolService {
         match &self.mounted {
             Some(mounted) => {
                 // So that what was removed is free when this returns.
-                mounted.fs.reclaim_waiting()?;
-                mounted.fs.syncfs()
+                let reclaimed = mounted.fs.reclaim_waiting();
+                mounted.fs.syncfs()?;
+                reclaimed
             }
             None => self.store.durable_point(),
         }

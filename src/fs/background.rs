@@ -26,6 +26,7 @@ pub struct Background {
 impl Fs {
     /// Does what is due every few seconds: everything becomes durable, and the log short.
     pub fn tick(&self) -> Result<()> {
+        self.retry_orphans();
         let synced = self.syncfs();
         if self.store.meta().wants_checkpoint() {
             self.store.meta().checkpoint()?;

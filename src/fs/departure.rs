@@ -60,7 +60,8 @@ impl Fs {
         if state.dead || state.dirty.is_empty() {
             return Ok(Loaded::Nothing);
         }
-        let committed = self.filled(inode)?.row.as_ref().map(|row| row.size);
+        // In memory: whoever dirtied the content read it. Nothing may be looked up with the content locked.
+        let committed = inode.live().row.as_ref().map(|row| row.size);
         let committed = committed.ok_or_else(|| gone(inode.ino))?;
         let most = (self.writeback.stripe() as u64).saturating_sub(batch.bytes).max(1);
         let Some(departed) = state.depart(batch.ticket, range, most, committed) else { return Ok(Loaded::Nothing) };

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::change::Change;
 use super::{Fs, lock, xattr};
-use crate::base::{Ino, Result};
+use crate::base::{Error, Ino, Result};
 use crate::format::rows::JournalOp;
 use crate::format::table::Orphans;
 use crate::meta::{Reader, Visit};
@@ -38,8 +38,10 @@ struct Ready {
     inodes: VecDeque<Ino>,
     /// Somebody wants the one who waits to look up.
     interrupted: bool,
-    /// Where the search for orphans of an earlier life goes on; `None` when it is finished.
+    /// Where the search for orphans goes on, those of an earlier life first; `None` when it is finished.
     search: Option<Ino>,
+    /// Some could not be deleted: they are searched again at the next tick.
+    left: bool,
 }
 
 impl Queue {
@@ -71,10 +73,25 @@ impl Fs {
         };
         match (batch.as_slice(), search) {
             ([], None) => return Ok(false),
-            ([], Some(behind)) => self.search_orphans(behind)?,
+            ([], Some(behind)) => self.search_orphans(behind).inspect_err(|_| self.leave_for_later())?,
             _ => self.reclaim_batch(&batch)?,
         }
         Ok(true)
+    }
+
+    /// Lets the search begin anew, not before the next tick.
+    fn leave_for_later(&self) {
+        let mut ready = lock(&self.orphans.ready);
+        ready.search = None;
+        ready.left = true;
+    }
+
+    /// Searches again what could not be deleted.
+    pub(super) fn retry_orphans(&self) {
+        let mut ready = lock(&self.orphans.ready);
+        if std::mem::take(&mut ready.left) {
+            ready.search = Some(Ino(0));
+        }
     }
 
     /// Reclaims what waits for it now.
@@ -82,6 +99,7 @@ impl Fs {
         if self.options.read_only {
             return Ok(());
         }
+        let _only = self.writeback.hold_relief();
         let waiting = lock(&self.orphans.ready).inodes.len();
         for _ in 0..waiting.div_ceil(BATCH) {
             self.reclaim_step()?;
@@ -152,15 +170,34 @@ impl Fs {
                 for ino in batch {
                     match self.mutate(|change| self.delete_inodes(change, std::slice::from_ref(ino))) {
                         Ok(more) => again.extend(more),
-                        Err(error) => outcome = outcome.and(Err(error)),
+                        Err(error) => {
+                            if !matches!(error, Error::Corrupt(_)) {
+                                self.leave_for_later();
+                            }
+                            outcome = outcome.and(Err(error));
+                        }
                     }
                 }
-                outcome.map(|()| again)
+                self.requeue(again);
+                return outcome;
             }
-            result => result,
-        }?;
-        lock(&self.orphans.ready).inodes.extend(again);
+            Err(error) => {
+                if !matches!(error, Error::Corrupt(_)) {
+                    self.leave_for_later();
+                }
+                return Err(error);
+            }
+            Ok(again) => again,
+        };
+        self.requeue(again);
         Ok(())
+    }
+
+    fn requeue(&self, inodes: Vec<Ino>) {
+        if !inodes.is_empty() {
+            lock(&self.orphans.ready).inodes.extend(inodes);
+            self.orphans.wake.notify_one();
+        }
     }
 
     /// Deletes inodes until a bound is reached; returns those that are left.

@@ -5,8 +5,9 @@
 //! - `durable <= committed`; a group enters the log only after the data barrier that follows its commit.
 //! - Transactions share one of redb's until somebody needs a snapshot of them, or `SHARE` of them have come: `open`
 //!   holds it, `unsettled` says so. A commit of redb costs more than most transactions.
-//! - Lock order: `seal`, `writer`, `open`. Nobody holds one while waiting for anything above this layer, and nobody
-//!   holds `open` while waiting for a device, but for pages of the tables.
+//! - Lock order: `seal`, `writer`, `open`, then whatever the bodies of transactions lock: none of that may be held by who
+//!   calls [`Meta::transact`], [`Meta::view`] or [`Meta::peek`]. Nobody holds `open` while waiting for a device, but for
+//!   pages of the tables.
 //! - After a failed barrier, append or commit nothing is acknowledged any more: the store is poisoned.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -101,6 +102,8 @@ struct Writer {
 struct Open {
     write: Write,
     sharing: usize,
+    /// How many have peeked since the last transaction.
+    peeks: usize,
 }
 
 impl Writer {
@@ -112,6 +115,8 @@ impl Writer {
 
 /// Transactions that share one of the database's.
 const SHARE: usize = 100;
+/// Peeks after which a snapshot is worth its price.
+const PEEKS: usize = 16;
 /// Memory for the database's own cache of pages.
 const CACHE_BYTES: usize = 64 << 20;
 /// Redo that may wait for its durable point before a transaction makes one itself, in bytes and in transactions.
@@ -234,7 +239,7 @@ impl Meta {
         let mut open = lock(&self.open);
         let outcome = self.poison_on_panic(|| {
             if open.is_none() {
-                *open = Some(Open { write: Write::begin(self.db())?, sharing: 0 });
+                *open = Some(Open { write: Write::begin(self.db())?, sharing: 0, peeks: 0 });
                 self.unsettled.store(true, Ordering::Release);
             }
             let shared = open.as_mut().expect("made above");
@@ -246,6 +251,7 @@ impl Meta {
                         tx.set_counter(Counter::Txn, id.0)?;
                         Ok(Ok((answer, tx.finish())))
                     }
+                    Err(broken) if rows.is_broken() => Err(broken),
                     Err(refused) => {
                         tx.roll_back()?;
                         Ok(Err(refused))
@@ -254,6 +260,7 @@ impl Meta {
             });
             if let Ok(Ok((_, finished))) = &ended {
                 shared.sharing += 1;
+                shared.peeks = 0;
                 if finished.commit_at_once || shared.sharing >= SHARE {
                     self.settle_locked(&mut open)?;
                 }
@@ -317,9 +324,15 @@ impl Meta {
     /// Waits for the transaction that is going on, as [`Meta::view`] does.
     pub fn peek<T>(&self, body: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
         if self.unsettled.load(Ordering::Acquire) {
-            let open = lock(&self.open);
-            if let Some(shared) = &*open {
-                return self.poison_on_panic(|| shared.write.with(|rows| body(&View::newest(rows))));
+            let mut open = lock(&self.open);
+            if let Some(shared) = &mut *open {
+                shared.peeks += 1;
+                if shared.peeks <= PEEKS || self.poisoned().is_some() {
+                    return self.poison_on_panic(|| shared.write.with(|rows| body(&View::newest(rows))));
+                }
+                // Nobody writes any more, and readers need not wait for each other.
+                let settled = self.poison_on_panic(|| self.settle_locked(&mut open));
+                settled.map_err(|error| self.poison(&error.to_string()))?;
             }
         }
         self.settled(body)

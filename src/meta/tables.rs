@@ -4,7 +4,7 @@
 //! - A table is opened once in a transaction of redb and stays open: opening costs as much as a row.
 //! - A visitor may use other tables of the same transaction, but not the one it visits.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Bound;
 
 use redb::{Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
@@ -49,6 +49,9 @@ pub trait WriteRows: ReadRows {
 
     /// Removes a row; `before` learns which one was there.
     fn remove(&self, table: u8, key: &[u8], before: &mut dyn FnMut(Option<&[u8]>)) -> Result<()>;
+
+    /// Whether a change failed half-way: then nobody knows what the tables hold.
+    fn is_broken(&self) -> bool;
 }
 
 /// What the database has committed.
@@ -87,9 +90,15 @@ impl ReadRows for Snapshot {
 pub struct WriteTables<'t> {
     write: &'t WriteTransaction,
     tables: Tables<WriteTable<'t>>,
+    broken: Cell<bool>,
 }
 
 impl<'t> WriteTables<'t> {
+    fn broken_by(&self, error: impl std::fmt::Display) -> Error {
+        self.broken.set(true);
+        store_error(error)
+    }
+
     fn with<R>(&self, table: u8, body: impl FnOnce(&mut WriteTable<'t>) -> Result<R>) -> Result<R> {
         self.tables.with(table, |definition| self.write.open_table(definition), body)
     }
@@ -114,7 +123,7 @@ impl ReadRows for WriteTables<'_> {
 impl WriteRows for WriteTables<'_> {
     fn insert(&self, table: u8, key: &[u8], row: &[u8], before: &mut dyn FnMut(Option<&[u8]>)) -> Result<()> {
         self.with(table, |open| {
-            let old = open.insert(key, row).map_err(store_error)?;
+            let old = open.insert(key, row).map_err(|error| self.broken_by(error))?;
             before(old.as_ref().map(redb::AccessGuard::value));
             Ok(())
         })
@@ -122,10 +131,14 @@ impl WriteRows for WriteTables<'_> {
 
     fn remove(&self, table: u8, key: &[u8], before: &mut dyn FnMut(Option<&[u8]>)) -> Result<()> {
         self.with(table, |open| {
-            let old = open.remove(key).map_err(store_error)?;
+            let old = open.remove(key).map_err(|error| self.broken_by(error))?;
             before(old.as_ref().map(redb::AccessGuard::value));
             Ok(())
         })
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken.get()
     }
 }
 
@@ -143,7 +156,7 @@ impl Write {
     pub fn begin(db: &Database) -> Result<Write> {
         let mut write = db.begin_write().map_err(store_error)?;
         write.set_durability(Durability::None).map_err(store_error)?;
-        Ok(Write::new(write, |write| WriteTables { write, tables: Tables::default() }))
+        Ok(Write::new(write, |write| WriteTables { write, tables: Tables::default(), broken: Cell::new(false) }))
     }
 
     /// Makes the tables that do not exist yet.

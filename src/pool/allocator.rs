@@ -135,6 +135,11 @@ impl Allocator {
         Ok(Ok(runs))
     }
 
+    /// Whether hardly anything is free on a device: less than a sixteenth.
+    pub fn is_tight(&self, id: DeviceId) -> bool {
+        self.devices.get(&id).is_none_or(|space| space.free < space.layout.blocks / 16)
+    }
+
     /// Reserves exactly this run; says whether it was free.
     pub fn hold(&mut self, run: Run, load: &mut Loader<'_>) -> Result<bool> {
         let Some(space) = self.devices.get_mut(&run.device).filter(|_| run.blocks > 0) else { return Ok(false) };

@@ -77,8 +77,11 @@ impl Store {
         if stripes.is_empty() {
             return Ok(false);
         }
-        self.compact(&devices, &stripes)?;
-        Ok(true)
+        let compacted = self.compact(&devices, &stripes);
+        if compacted.is_err() {
+            lock(&self.untidy.sparse).extend(stripes);
+        }
+        compacted.map(|()| true)
     }
 
     fn move_inline(&self, devices: &Devices, rows: &[(Ino, u64)]) -> Result<()> {

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - Only blocks that are free durably and read by nobody are discarded, and they are reserved meanwhile, so that nothing
 //!   is written there.
-//! - Little is reserved at a time: space that is promised to writers is there.
-//! - It is a hint: a device that fails it is left alone until the pool is opened again.
+//! - Little is reserved at a time, and on a device that is nearly full nothing: space that is promised to writers is there.
+//! - It is a hint: a device that fails it is left alone until the pool is opened again or trimmed.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -17,10 +17,10 @@ use crate::pool::allocator::Run;
 
 /// Most freed runs remembered; what comes beyond waits for [`Store::trim`].
 const REMEMBERED: usize = 100_000;
-/// Freed runs discarded by one step.
-const RUNS: usize = 64;
-/// Blocks of free space that [`Store::trim`] takes at a time: 64 MiB.
-const TRIM_BLOCKS: u32 = 16 << 10;
+/// Freed runs discarded by one step: others have things to do, too.
+const RUNS: usize = 16;
+/// Part of a device's free blocks that is reserved at a time.
+const HELD_PART: u64 = 16;
 
 /// What became free and was not discarded yet; in memory only, because leaving it is never wrong.
 #[derive(Debug, Default)]
@@ -56,17 +56,33 @@ impl Store {
             std::iter::from_fn(|| freed.pop_first()).take(RUNS).collect()
         };
         let mut held = Vec::with_capacity(runs.len());
-        for run in &runs {
-            // Some of it may be in use again.
-            if lock(&devices.allocator).hold(*run, &mut |key| load_bitmap(&self.meta, key))? {
+        let taken = self.hold_runs(devices, &runs, &mut held);
+        self.discard(devices, &held);
+        taken.map(|()| !runs.is_empty())
+    }
+
+    /// Reserves those of the runs that are still free. What would be too much at a time is remembered again.
+    fn hold_runs(&self, devices: &Devices, runs: &[Run], held: &mut Vec<Run>) -> Result<()> {
+        for run in runs {
+            if devices.membership.avoid(run.device) {
+                continue;
+            }
+            let mut allocator = lock(&devices.allocator);
+            if allocator.is_tight(run.device) {
+                continue;
+            }
+            let here: u64 =
+                held.iter().filter(|other| other.device == run.device).map(|other| u64::from(other.blocks)).sum();
+            if here > 0 && (here + u64::from(run.blocks)) * HELD_PART > allocator.free_blocks(run.device) {
+                lock(&self.discards.freed).insert(*run);
+            } else if allocator.hold(*run, &mut |key| load_bitmap(&self.meta, key))? {
                 held.push(*run);
             }
         }
-        self.discard(devices, &held);
-        Ok(!runs.is_empty())
+        Ok(())
     }
 
-    /// Discards all free space of the devices that are here. `watch` learns how many bytes it was so far; `false` stops it.
+    /// Discards all free space of the devices that are here and not nearly full. `watch` learns how many bytes it was so far; `false` stops it.
     /// Returns how many it was in the end.
     pub fn trim(&self, watch: &mut dyn FnMut(u64) -> bool) -> Result<u64> {
         let Some(devices) = &self.devices else { return Ok(0) };
@@ -80,7 +96,15 @@ impl Store {
             loop {
                 self.meta.check()?;
                 let load = &mut |key: &_| load_bitmap(&self.meta, key);
-                let Some(run) = lock(&devices.allocator).hold_next(member.id, from, TRIM_BLOCKS, load)? else { break };
+                let run = {
+                    let mut allocator = lock(&devices.allocator);
+                    let most = allocator.free_blocks(member.id) / HELD_PART;
+                    match allocator.is_tight(member.id) {
+                        true => None,
+                        false => allocator.hold_next(member.id, from, most.max(1) as u32, load)?,
+                    }
+                };
+                let Some(run) = run else { break };
                 from = run.block + crate::base::Blocks(u64::from(run.blocks));
                 bytes += self.discard(devices, &[run]);
                 if !watch(bytes) {

@@ -87,8 +87,15 @@ impl Store {
     /// Works off the plans to rebuild; where nothing is left to do, the plan goes.
     fn settle_intents(&self) -> Result<()> {
         let mut from = 0;
-        while self.rebuild_step(&mut from)?.is_some() {}
-        Ok(())
+        loop {
+            match self.rebuild_step(&mut from) {
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(()),
+                // Lost, and counted by whoever went through all stripes: no reason to leave the rest.
+                Err(Error::Corrupt(_)) => {}
+                Err(other) => return Err(other),
+            }
+        }
     }
 
     /// Moves every shard off a device, which stays a member.
@@ -123,7 +130,7 @@ impl Store {
             return Err(Error::Unavailable(format!(
                 "{} stripes could not be moved off device {old}: bring missing devices back or add space, then `argosfs \
                  rebuild {}` goes on",
-                progress.repaired.missing.max(1),
+                (u64::from(progress.repaired.missing) + progress.lost).max(1),
                 pool.state().label.name
             )));
         }
@@ -135,6 +142,8 @@ impl Store {
         let (pool, devices) = self.whole()?;
         self.empty(old, progress, watch)?;
         // Shards that were never written for want of this device.
+        let unwritten = |row: &StripeRow| row.placements.contains(&Placement::NONE);
+        self.each_stripe(unwritten, progress, watch, |store, id| store.repair(id))?;
         self.settle_intents()?;
         self.settle_repairs()?;
         if self.holds_shards(old)? {

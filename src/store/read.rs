@@ -57,6 +57,9 @@ fn unit_range(row: &StripeRow, number: u32) -> Range<usize> {
     start..(start + UNIT).min(payload)
 }
 
+/// Ranges whose extents are looked up while transactions wait, in bytes.
+const PEEK_BYTES: u64 = 16 << 20;
+
 type StripeRows = HashMap<StripeId, StripeRow>;
 
 /// What a range of a file is.
@@ -194,7 +197,7 @@ impl Store {
             }
         };
         let mut reached = range.start;
-        self.peek(|view| {
+        let scan = |view: &View<'_>| {
             self.visible(view, ino, range.clone(), |at, row| {
                 let start = at.max(range.start);
                 let end = (at + row.length).min(range.end);
@@ -204,7 +207,9 @@ impl Store {
                 reached = end;
                 Ok(Visit::Continue(()))
             })
-        })?;
+        };
+        // Who writes asks for a little, fallocate for as much as it likes.
+        if range.end - range.start <= PEEK_BYTES { self.peek(scan) } else { self.view(scan) }?;
         add(reached..range.end, Mapping::Hole);
         Ok(pieces)
     }

@@ -29,7 +29,10 @@ impl Store {
 
     /// Does one bounded step of the truncates that go on; says whether anything is left.
     pub fn reclaim_step(&self) -> Result<bool> {
-        let next = self.peek(|view| {
+        if lock(&self.truncates).is_empty() {
+            return Ok(false);
+        }
+        let next = self.view(|view| {
             let mut next = None;
             view.scan::<Intents>((std::ops::Bound::Unbounded, std::ops::Bound::Unbounded), |id, intent| {
                 if let Intent::Truncate { ino, from, txn } = intent {
