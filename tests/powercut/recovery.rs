@@ -92,7 +92,15 @@ pub fn cut(run: &Run, depth: usize, prng: &mut Prng, tally: &mut Tally) -> Verdi
         Err(error) => return Err(why(format!("open: {error}"))),
     };
     tally.opened += 1;
-    let found = content::number_of(&mounted.store).map_err(why)?;
+    let found = match content::number_of(&mounted.store) {
+        Ok(found) => found,
+        // As good as a refusal: the one who reads is told.
+        Err(_) if !must_open => {
+            tally.refused += 1;
+            return Ok(());
+        }
+        Err(error) => return Err(why(error)),
+    };
     let notes = || mounted.store.pool().map(|pool| pool.take_notes());
     trace(|| format!("{}: found state {found}: {:?}", world.record(), notes()));
     let before = run.opened_from.iter().any(|index| here.contains(index) && health.members.contains(index));
