@@ -324,6 +324,52 @@ fn a_daemon_told_to_end_unmounts_cleanly() {
 }
 
 #[test]
+fn files_can_be_made_immutable_and_append_only() {
+    if !can_mount("files_can_be_made_immutable_and_append_only") {
+        return;
+    }
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    use std::io::Write;
+    use std::os::unix::fs::MetadataExt;
+    let bench = Bench::new("flags");
+    let mnt = bench.mnt();
+    bench.mkfs("tank", 4);
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    let path = format!("{mnt}/file");
+    fs::write(&path, b"one").expect("writes");
+    let file = fs::File::open(&path).expect("opens");
+    assert_eq!(ioctl_getflags(&file).expect("gets"), IFlags::empty());
+    let before = fs::metadata(&path).expect("stats");
+    ioctl_setflags(&file, IFlags::APPEND).expect("sets");
+    assert_eq!(ioctl_getflags(&file).expect("gets"), IFlags::APPEND);
+    let after = fs::metadata(&path).expect("stats");
+    assert!(
+        (before.ctime(), before.ctime_nsec()) < (after.ctime(), after.ctime_nsec()),
+        "the kernel knows of the change"
+    );
+    let mut end = fs::File::options().append(true).open(&path).expect("opens");
+    end.write_all(b" two").expect("appends");
+    assert!(fs::write(&path, b"three").is_err());
+    ioctl_setflags(&file, IFlags::IMMUTABLE).expect("sets");
+    assert!(
+        end.write_all(b" four").is_err()
+            && fs::remove_file(&path).is_err()
+            && fs::rename(&path, format!("{mnt}/b")).is_err()
+    );
+    assert!(ioctl_setflags(&file, IFlags::COMPRESSED).is_err(), "a flag that does not exist here");
+    drop((file, end));
+    bench.ok(&["umount", &mnt]);
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    let file = fs::File::open(&path).expect("opens");
+    assert_eq!(ioctl_getflags(&file).expect("gets"), IFlags::IMMUTABLE);
+    ioctl_setflags(&file, IFlags::empty()).expect("sets");
+    drop(file);
+    assert_eq!(fs::read(&path).expect("reads"), b"one two");
+    fs::remove_file(&path).expect("removes");
+    bench.ok(&["umount", &mnt]);
+}
+
+#[test]
 fn what_files_leave_is_given_back_to_the_image_files() {
     if !can_mount("what_files_leave_is_given_back_to_the_image_files") {
         return;

@@ -203,6 +203,15 @@ pub enum Sink {
     Full,
 }
 
+/// What may happen to a file, whoever asks: `chattr +i` and `+a`.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct FileFlags {
+    /// Nothing of it may change.
+    pub immutable: bool,
+    /// Content may only be added.
+    pub append: bool,
+}
+
 /// Space and inodes, as `statfs` tells them.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct StatFs {

@@ -204,6 +204,12 @@ wire!(
 wire!(GetxattrOut, 8 { size: u32, padding: u32 });
 wire!(InterruptIn, 8 { unique: u64 });
 wire!(FallocateIn, 32 { fh: u64, offset: u64, length: u64, mode: u32, padding: u32 });
+wire!(IoctlIn, 32 { fh: u64, flags: u32, cmd: u32, arg: u64, in_size: u32, out_size: u32 });
+wire!(
+    /// `struct fsxattr`.
+    FsXattr, 28 { xflags: u32, extsize: u32, nextents: u32, projid: u32, cowextsize: u32, pad: [u8; 8] }
+);
+wire!(IoctlOut, 16 { result: i32, flags: u32, in_iovs: u32, out_iovs: u32 });
 wire!(LseekIn, 24 { fh: u64, offset: u64, whence: u32, padding: u32 });
 wire!(LseekOut, 8 { offset: u64 });
 wire!(
@@ -428,6 +434,18 @@ pub const STATX_BTIME: u32 = 0x800;
 
 /// The least buffer a read of `/dev/fuse` may offer, whatever `max_write` is.
 pub const MIN_READ_BUFFER: usize = 8192;
+/// The flags of a file, for `lsattr` and `chattr`: `_IOR('f', 1, long)` and `_IOW('f', 2, long)`. The kernel sends four bytes.
+pub const FS_IOC_GETFLAGS: u32 = 0x8008_6601;
+pub const FS_IOC_SETFLAGS: u32 = 0x4008_6602;
+/// The same in a [`FsXattr`], which the kernel also asks for before it sets flags: `_IOR('X', 31, ..)`, `_IOW('X', 32, ..)`.
+pub const FS_IOC_FSGETXATTR: u32 = 0x801c_581f;
+pub const FS_IOC_FSSETXATTR: u32 = 0x401c_5820;
+/// Those of the flags that mean something here, in both forms.
+pub const FS_IMMUTABLE_FL: u32 = 0x10;
+pub const FS_APPEND_FL: u32 = 0x20;
+pub const FS_XFLAG_IMMUTABLE: u32 = 0x08;
+pub const FS_XFLAG_APPEND: u32 = 0x10;
+
 /// `ioctl` that makes a freshly opened `/dev/fuse` another queue of an existing connection: `_IOR(229, 0, u32)`.
 pub const DEV_IOC_CLONE: u32 = 0x8004_e500;
 

@@ -4,16 +4,18 @@
 //! - Every request that expects a reply gets exactly one; FORGET, BATCH_FORGET and INTERRUPT get none.
 //! - A reference handed out in a reply that nobody took is given back at once.
 
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
-use super::abi::{InHeader, op};
+use super::abi::{self, InHeader, op};
 use super::buffer::{Buffer, DATA_MAX};
 use super::errno::{errno, is_storage_failure, sync_errno};
 use super::handler::Filesystem;
 use super::reply::{Channel, Listing, Reply, Sent};
 use super::report::Report;
-use super::request::{Dialect, Header, KillSgid, Operation, Request};
-use crate::base::file::{Caller, Entry, FallocateMode, FileType, MODE_BITS, RenameMode, S_IFMT, Sink, XattrSet};
+use super::request::{Dialect, FlagsForm, Header, KillSgid, Operation, Request};
+use crate::base::file::{
+    Caller, Entry, FallocateMode, FileFlags, FileType, MODE_BITS, RenameMode, S_IFMT, Sink, XattrSet,
+};
 use crate::base::{Error, Ino, Result};
 
 /// Serves requests of one session.
@@ -138,6 +140,18 @@ impl<F: Filesystem + ?Sized> Adapter<'_, F> {
                 )
             }
             Operation::Release | Operation::Destroy => reply.done(),
+            Operation::GetFlags { form } => {
+                self.answer(header, reply, fs.flags(ino), |reply, flags| match (form, to_word(form, flags)) {
+                    (FlagsForm::Word, word) => reply.ioctl(&word.to_ne_bytes()),
+                    (FlagsForm::Extended, xflags) => {
+                        reply.ioctl(abi::FsXattr { xflags, ..Default::default() }.as_bytes())
+                    }
+                })
+            }
+            Operation::SetFlags { form, flags } => {
+                let set = from_word(form, flags).and_then(|flags| fs.set_flags(&caller, ino, flags));
+                self.answer(header, reply, set, |reply, ()| reply.flags_set(ino))
+            }
             Operation::Ioctl => reply.errno(libc::ENOTTY),
             Operation::Init(_) | Operation::Read { .. } | Operation::ReadDir { .. } => reply.errno(libc::EIO),
             Operation::Declined => reply.errno(libc::ENOSYS),
@@ -270,6 +284,27 @@ fn rename_mode(flags: u32) -> Result<RenameMode> {
         libc::RENAME_EXCHANGE => Ok(RenameMode::Exchange),
         _ => Err(Error::Invalid("unknown rename flags")),
     }
+}
+
+/// The bits of an immutable file and of one that only grows.
+fn flag_bits(form: FlagsForm) -> (u32, u32) {
+    match form {
+        FlagsForm::Word => (abi::FS_IMMUTABLE_FL, abi::FS_APPEND_FL),
+        FlagsForm::Extended => (abi::FS_XFLAG_IMMUTABLE, abi::FS_XFLAG_APPEND),
+    }
+}
+
+fn to_word(form: FlagsForm, flags: FileFlags) -> u32 {
+    let (immutable, append) = flag_bits(form);
+    (if flags.immutable { immutable } else { 0 }) | (if flags.append { append } else { 0 })
+}
+
+fn from_word(form: FlagsForm, word: u32) -> Result<FileFlags> {
+    let (immutable, append) = flag_bits(form);
+    if word & !(immutable | append) != 0 {
+        return Err(Error::Unsupported);
+    }
+    Ok(FileFlags { immutable: word & immutable != 0, append: word & append != 0 })
 }
 
 fn xattr_set(flags: u32) -> Result<XattrSet> {

@@ -14,9 +14,9 @@
 //!   [`super::Notifier`].
 
 use crate::base::file::{
-    Attr, Caller, DirEntry, Entry, FallocateMode, RenameMode, SetAttr, Sink, StatFs, Whence, XattrSet,
+    Attr, Caller, DirEntry, Entry, FallocateMode, FileFlags, RenameMode, SetAttr, Sink, StatFs, Whence, XattrSet,
 };
-use crate::base::{Ino, Result};
+use crate::base::{Error, Ino, Result};
 
 /// A filesystem that can be mounted.
 pub trait Filesystem: Send + Sync {
@@ -32,6 +32,16 @@ pub trait Filesystem: Send + Sync {
 
     /// Changes attributes in one step and tells the result.
     fn setattr(&self, caller: &Caller, ino: Ino, changes: &SetAttr) -> Result<Attr>;
+
+    /// What may happen to the file at all.
+    fn flags(&self, _ino: Ino) -> Result<FileFlags> {
+        Ok(FileFlags::default())
+    }
+
+    /// Sets it; a change of the time of change is not told, but looked up anew.
+    fn set_flags(&self, _caller: &Caller, _ino: Ino, _flags: FileFlags) -> Result<()> {
+        Err(Error::Unsupported)
+    }
 
     /// The target of a symbolic link.
     fn readlink(&self, ino: Ino) -> Result<Vec<u8>>;

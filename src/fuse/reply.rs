@@ -7,8 +7,8 @@ use std::io::{self, IoSlice};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::abi;
-use crate::base::Timestamp;
 use crate::base::file::{Attr, DirEntry, Entry, NAME_MAX, StatFs, decode_rdev};
+use crate::base::{Ino, Timestamp};
 
 /// Where replies go: a session's file descriptor, or a recorder in tests.
 pub trait Channel: Sync {
@@ -119,6 +119,22 @@ impl<'a> Reply<'a> {
             frsize: stat.block_size,
             ..Default::default()
         })
+    }
+
+    /// What an `ioctl` has to tell.
+    pub fn ioctl(self, answer: &[u8]) -> Sent {
+        self.send(0, abi::IoctlOut::default().as_bytes(), answer)
+    }
+
+    /// An `ioctl` has changed attributes, of which the kernel does not know unless it is told: before the asker can look.
+    /// For attributes alone the kernel takes no lock of the inode.
+    pub fn flags_set(self, ino: Ino) -> Sent {
+        let what = abi::NotifyInvalInodeOut { ino: ino.0, off: -1, len: 0 };
+        let len = (size_of::<abi::OutHeader>() + size_of_val(&what)) as u32;
+        let header = abi::OutHeader { len, error: abi::notify::INVAL_INODE, unique: 0 };
+        // Not cached any more: all the better.
+        let _ = self.channel.send(&[header.as_bytes(), what.as_bytes()].map(IoSlice::new));
+        self.fixed(&abi::IoctlOut::default())
     }
 
     /// One fixed struct.

@@ -39,6 +39,15 @@ pub struct Header {
     pub pid: u32,
 }
 
+/// In which form the flags of a file are asked for or given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlagsForm {
+    /// As in `chattr`: one word.
+    Word,
+    /// As in `xfs_io`: a struct.
+    Extended,
+}
+
 /// The request proper. Fields that this transport never uses (file handles, lock owners) are left out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Operation<'a> {
@@ -144,6 +153,13 @@ pub enum Operation<'a> {
         wide: bool,
     },
     Release,
+    GetFlags {
+        form: FlagsForm,
+    },
+    SetFlags {
+        form: FlagsForm,
+        flags: u32,
+    },
     Ioctl,
     /// Answered with ENOSYS, which the kernel mostly remembers: opens, flushes, access checks, locks, and whatever a
     /// newer kernel may send. CREATE is among them: instead of it MKNOD comes, followed by an open that costs nothing,
@@ -308,7 +324,19 @@ fn operation(opcode: u32, mut body: Body<'_>, dialect: Dialect) -> Parsed<Operat
             Operation::CopyFileRange { from_offset: off_in, to: Ino(nodeid_out), to_offset: off_out, length, wide }
         }
         op::RELEASE | op::RELEASEDIR => Operation::Release,
-        op::IOCTL => Operation::Ioctl,
+        op::IOCTL => {
+            let abi::IoctlIn { cmd, in_size, .. } = body.take()?;
+            match (cmd, in_size) {
+                (abi::FS_IOC_GETFLAGS, _) => Operation::GetFlags { form: FlagsForm::Word },
+                (abi::FS_IOC_FSGETXATTR, _) => Operation::GetFlags { form: FlagsForm::Extended },
+                (abi::FS_IOC_SETFLAGS, 4..) => Operation::SetFlags { form: FlagsForm::Word, flags: body.take()? },
+                (abi::FS_IOC_FSSETXATTR, 28..) => {
+                    let abi::FsXattr { xflags: flags, .. } = body.take()?;
+                    Operation::SetFlags { form: FlagsForm::Extended, flags }
+                }
+                _ => Operation::Ioctl,
+            }
+        }
         _ => Operation::Declined,
     })
 }

@@ -2,9 +2,10 @@
 
 use super::handler::Filesystem;
 use crate::base::file::{
-    Attr, Caller, DirEntry, Entry, FallocateMode, RenameMode, SetAttr, Sink, StatFs, Whence, XattrSet,
+    Attr, Caller, DirEntry, Entry, FallocateMode, FileFlags, RenameMode, SetAttr, Sink, StatFs, Whence, XattrSet,
 };
 use crate::base::{Ino, Result};
+use crate::format::rows::{FLAG_APPEND, FLAG_IMMUTABLE};
 use crate::fs::Fs;
 
 impl Filesystem for Fs {
@@ -22,6 +23,17 @@ impl Filesystem for Fs {
 
     fn setattr(&self, caller: &Caller, ino: Ino, changes: &SetAttr) -> Result<Attr> {
         Fs::setattr(self, caller, ino, changes)
+    }
+
+    fn flags(&self, ino: Ino) -> Result<FileFlags> {
+        let flags = Fs::flags(self, ino)?;
+        Ok(FileFlags { immutable: flags & FLAG_IMMUTABLE != 0, append: flags & FLAG_APPEND != 0 })
+    }
+
+    fn set_flags(&self, caller: &Caller, ino: Ino, flags: FileFlags) -> Result<()> {
+        let immutable = if flags.immutable { FLAG_IMMUTABLE } else { 0 };
+        let append = if flags.append { FLAG_APPEND } else { 0 };
+        Fs::set_flags(self, caller, ino, immutable | append)
     }
 
     fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
