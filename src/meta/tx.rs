@@ -22,8 +22,13 @@ pub type Visit = std::ops::ControlFlow<()>;
 
 /// Reading, in a transaction or a snapshot.
 pub trait Reader {
+    /// The rows it reads.
+    fn rows(&self) -> &dyn ReadRows;
+
     /// Calls `read` with the stored bytes of the row, if there is one.
-    fn read_raw(&self, table: u8, key: &[u8], read: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>;
+    fn read_raw(&self, table: u8, key: &[u8], read: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.rows().read(table, key, read)
+    }
 
     /// Visits rows in the byte range, ascending or descending.
     fn scan_raw(
@@ -32,7 +37,9 @@ pub trait Reader {
         range: (Bound<&[u8]>, Bound<&[u8]>),
         backwards: bool,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<Visit>,
-    ) -> Result<()>;
+    ) -> Result<()> {
+        self.rows().scan(table, range, backwards, visit)
+    }
 
     /// The row at `key`.
     fn get<T: Table>(&self, key: &T::Key) -> Result<Option<T::Row>> {
@@ -107,28 +114,14 @@ impl<'v> View<'v> {
     pub(super) fn newest(rows: &'v dyn WriteRows) -> View<'v> {
         View(Source::Newest(rows))
     }
+}
 
+impl Reader for View<'_> {
     fn rows(&self) -> &dyn ReadRows {
         match &self.0 {
             Source::Snapshot(rows) => &**rows,
             Source::Newest(rows) => *rows,
         }
-    }
-}
-
-impl Reader for View<'_> {
-    fn read_raw(&self, table: u8, key: &[u8], read: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        self.rows().read(table, key, read)
-    }
-
-    fn scan_raw(
-        &self,
-        table: u8,
-        range: (Bound<&[u8]>, Bound<&[u8]>),
-        backwards: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<Visit>,
-    ) -> Result<()> {
-        self.rows().scan(table, range, backwards, visit)
     }
 }
 
@@ -272,17 +265,7 @@ pub(super) fn apply(rows: &dyn WriteRows, changes: &[u8]) -> Result<()> {
 }
 
 impl Reader for Tx<'_> {
-    fn read_raw(&self, table: u8, key: &[u8], read: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        self.rows.read(table, key, read)
-    }
-
-    fn scan_raw(
-        &self,
-        table: u8,
-        range: (Bound<&[u8]>, Bound<&[u8]>),
-        backwards: bool,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<Visit>,
-    ) -> Result<()> {
-        self.rows.scan(table, range, backwards, visit)
+    fn rows(&self) -> &dyn ReadRows {
+        self.rows
     }
 }
