@@ -14,3 +14,4 @@ pub mod fuse;
 pub mod meta;
 pub mod pool;
 pub mod store;
+pub mod transform;

@@ -260,7 +260,10 @@ fn a_pool_mounts_works_and_unmounts() {
     assert!(is_gone(daemon), "umount returns when the daemon is gone");
     assert!(bench.ok(&["fsck", "--data", &bench.image(0)]).contains("clean"));
     let inodes = |export: &str| serde_json::from_str::<Value>(export).expect("JSON")["tables"]["dentries"].clone();
-    assert_eq!(inodes(&live), inodes(&bench.ok(&["export-meta", &bench.image(0)])));
+    let left = bench.ok(&["export-meta", &bench.image(0)]);
+    assert_eq!(inodes(&live), inodes(&left));
+    assert_eq!(left, bench.ok(&["export-meta", "--archived", &bench.image(1)]), "unmounting archived the metadata");
+    assert!(bench.ok(&["status", &bench.image(0)]).contains("\n  archive   of transaction "));
 
     bench.ok(&["mount", "tank", &mnt, "--search", "images", "-o", "ro"]);
     assert_eq!(fs::read(format!("{mnt}/dir/file")).expect("reads"), vec![7; 3 << 20]);

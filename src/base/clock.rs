@@ -1,5 +1,6 @@
 //! Time, passed in so that a simulation can own it.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,6 +9,24 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct Timestamp {
     pub seconds: i64,
     pub nanos: u32,
+}
+
+impl fmt::Display for Timestamp {
+    /// UTC, to the second, as `2026-11-22 07:05:09 UTC`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Days to a date of the proleptic Gregorian calendar: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
+        let (days, second) = (self.seconds.div_euclid(86_400) + 719_468, self.seconds.rem_euclid(86_400));
+        let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+        let year_of_era = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+        let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        // Counted from March.
+        let month = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * month + 2) / 5 + 1;
+        let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+        let year = year_of_era + era * 400 + next;
+        let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+        write!(f, "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+    }
 }
 
 /// A source of time.
@@ -77,5 +96,20 @@ impl Clock for ManualClock {
 
     fn monotonic_ns(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_print_as_dates() {
+        let shown = |seconds| Timestamp { seconds, nanos: 0 }.to_string();
+        assert_eq!(shown(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(shown(-1), "1969-12-31 23:59:59 UTC");
+        assert_eq!(shown(951_782_400), "2000-02-29 00:00:00 UTC");
+        assert_eq!(shown(1_709_251_199), "2024-02-29 23:59:59 UTC");
+        assert_eq!(shown(1_700_000_000), "2023-11-14 22:13:20 UTC");
     }
 }

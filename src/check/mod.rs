@@ -4,6 +4,7 @@
 //! A check or an export holds one read transaction for as long as it runs. On a mounted pool, each commit beside it
 //! makes the metadata volume grow by about 30 KiB; that space is used again afterwards.
 
+mod archive;
 mod blocks;
 mod content;
 pub mod export;
@@ -16,6 +17,7 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
+pub use archive::{archive, export_archive};
 pub use export::{ExportHeader, ExportSummary, export};
 pub use fsck::{Context, Progress, Report, fsck};
 pub use issue::{Finding, Findings, Issue};

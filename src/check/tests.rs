@@ -385,3 +385,63 @@ fn rows_that_cannot_be_read_are_refused_and_not_left_out() {
     assert!(crate::format::export::row(Inodes::ID, &[1], &[], &mut text).is_err());
     assert!(crate::format::export::row(250, &[], &[], &mut text).is_err());
 }
+
+#[test]
+fn p8_an_archive_exports_to_what_the_metadata_was() {
+    use crate::base::Prng;
+    use crate::device::InlineEngine;
+    use crate::device::sim::SimWorld;
+    use crate::fs::{Fs, RootOwner};
+    use crate::pool::{OpenMode, Pool};
+    use crate::store::{PoolMembership, open_tests};
+
+    let world = SimWorld::new(1, 6, 32 << 20);
+    let store = open_tests::format(&world, 4, 2).expect("format");
+    store.transact(|tx, _| Fs::format(tx, &mut Prng::new(1), RootOwner::default())).expect("root");
+    for number in 0..2_000u64 {
+        let name = ConfigKey { name: format!("row {number}").into_bytes() };
+        store.transact(|tx, _| tx.put::<Config>(&name, &vec![number as u8; 300])).expect("row");
+    }
+    let pool = store.pool().expect("a pool").clone();
+    let header = ExportHeader { pool: pool.uuid(), name: "test".to_owned() };
+    let text = |write: &dyn Fn(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<ExportSummary>| {
+        let mut text = Vec::new();
+        let summary = write(&mut |piece| {
+            text.extend_from_slice(piece);
+            Ok(())
+        });
+        summary.map(|summary| (text, summary))
+    };
+    let live = || text(&|sink| store.view(|view| export(view, &header, sink)));
+    let before = live().expect("export");
+    let txn = archive(&store, pool.uuid(), 5).expect("archive");
+    assert_eq!(txn, before.1.txn);
+    assert!(live().expect("export") == before, "writing an archive changes no row");
+    store.transact(|tx, _| tx.delete::<Config>(&ConfigKey { name: b"row 7".to_vec() })).expect("change");
+    store.durable_point().expect("durable");
+    assert!(live().expect("export") != before);
+
+    let label = &pool.state().label.archives[0].clone();
+    let media = PoolMembership(pool.clone());
+    let archived = |header: &ExportHeader| text(&|sink| export_archive(&media, header, label, sink));
+    assert!(archived(&header).expect("archive") == before);
+    let other = ExportHeader { pool: Uuid([9; 16]), name: "test".to_owned() };
+    assert!(archived(&other).is_err(), "an archive of another pool");
+
+    // With every copy of the metadata gone.
+    let state = pool.state();
+    let meta = &state.label.meta;
+    let bytes = |block: u64, blocks: u32| block * 4096..(block + u64::from(blocks)) * 4096;
+    for replica in &meta.replicas {
+        world.corrupt(usize::from(replica.device), bytes(replica.log_block, replica.log_blocks));
+    }
+    for run in &meta.chunks {
+        world.corrupt(usize::from(run.device), bytes(run.block, run.count * meta.chunk_blocks));
+    }
+    drop((media, pool, store));
+    assert!(open_tests::open(&world, &[0, 1, 2, 3, 4, 5], 4).is_err(), "the metadata is gone");
+    let mode = OpenMode { read_only: true, pool: None };
+    let pool = Pool::open(&world.devices(), &mode, Arc::new(InlineEngine), Box::new(Prng::new(6))).expect("labels");
+    let media = PoolMembership(Arc::new(pool));
+    assert!(text(&|sink| export_archive(&media, &header, label, sink)).expect("archive") == before);
+}

@@ -16,6 +16,7 @@ use super::options::Options;
 use super::output::{Output, print};
 use crate::base::file::AccessTime;
 use crate::base::{Error, Result, SystemClock};
+use crate::control::archive;
 use crate::control::locate::{self, Located, Spec};
 use crate::control::open::{self, OpenOptions, Opened};
 use crate::control::protocol::{Failure, Outcome};
@@ -231,6 +232,11 @@ fn ready(service: &PoolService, session: &Session) -> Ready {
 fn close(service: &PoolService, background: Option<Background>) -> Result<()> {
     if let Some(background) = background {
         background.stop()?;
+        if archive::is_due(service, true)
+            && let Err(error) = archive::write(service)
+        {
+            eprintln!("argosfs: the metadata was not archived: {error}");
+        }
         service.store.meta().checkpoint()?;
     }
     Ok(())
@@ -254,10 +260,14 @@ fn end_on_signal(session: &Session, fs: &Fs) {
 /// How often what reads found bad is repaired and new messages of devices are looked for.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 
+/// After so many rounds an archive is tried again that could not be written.
+const ARCHIVE_AGAIN: u32 = 600;
+
 /// Memory that is free is given back to the system once in so many rounds.
 const TRIM_EVERY: u32 = 3;
 
-/// Starts the thread that repairs what reads found bad, says what devices have to say, and keeps the log short.
+/// Starts the thread that repairs what reads found bad, says what devices have to say, archives the metadata, and keeps
+/// the log short.
 fn keep(
     service: &Arc<PoolService>,
     log: &Log,
@@ -268,6 +278,7 @@ fn keep(
     let body = move || {
         let mut last_error = String::new();
         let mut rounds = 0u32;
+        let mut archive_from = 0;
         while !ended.load(Ordering::Acquire) {
             std::thread::park_timeout(KEEP_EVERY);
             service.pool.take_notes().iter().for_each(|note| eprintln!("argosfs: {note}"));
@@ -283,6 +294,15 @@ fn keep(
                     eprintln!("argosfs: repair: {text}");
                     last_error = text;
                 }
+            }
+            let may_archive = !service.pool.is_read_only() && service.store.meta().poisoned().is_none();
+            if rounds >= archive_from
+                && may_archive
+                && archive::is_due(&service, false)
+                && let Err(error) = archive::write(&service)
+            {
+                eprintln!("argosfs: the metadata was not archived: {error}");
+                archive_from = rounds + ARCHIVE_AGAIN;
             }
             if own_log {
                 log.shorten();

@@ -16,13 +16,17 @@ pub struct Arguments {
     /// Write to this file instead of standard output; it appears whole or not at all.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// What the newest metadata archive has, which is read without the pool's metadata.
+    #[arg(long)]
+    archived: bool,
 }
 
 /// Writes the export; with `--output`, prints what was written.
 pub fn run(arguments: &Arguments, output: Output) -> Result<u8> {
+    let request = Request::ExportMeta { archived: arguments.archived };
     let Some(path) = &arguments.output else {
         let mut out = BufWriter::new(io::stdout().lock());
-        arguments.pool.perform(&Request::ExportMeta, &mut output.follow(Some(&mut out)), output)?;
+        arguments.pool.perform(&request, &mut output.follow(Some(&mut out)), output)?;
         out.flush().map_err(|error| Error::io("standard output", "write", error))?;
         return Ok(0);
     };
@@ -30,7 +34,7 @@ pub fn run(arguments: &Arguments, output: Output) -> Result<u8> {
     let mut partial = path.clone().into_os_string();
     partial.push(".partial");
     let mut file = BufWriter::new(File::create(&partial).map_err(failed("create"))?);
-    let performed = arguments.pool.perform(&Request::ExportMeta, &mut output.follow(Some(&mut file)), output);
+    let performed = arguments.pool.perform(&request, &mut output.follow(Some(&mut file)), output);
     let written = performed.and_then(|outcome| {
         file.flush().map_err(failed("write"))?;
         file.get_ref().sync_all().map_err(failed("sync"))?;

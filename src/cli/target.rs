@@ -10,7 +10,7 @@ use crate::control::open::{self, OpenOptions};
 use crate::control::protocol::{Outcome, Request};
 use crate::control::runtime::Runtime;
 use crate::control::server::{Reply, Service};
-use crate::control::service::PoolService;
+use crate::control::service::{self, PoolService};
 use crate::control::{Client, mounts};
 use crate::device::EngineChoice;
 
@@ -139,6 +139,11 @@ pub fn perform(target: &Target, request: &Request, reply: &mut dyn Reply, output
         Target::Mounted(client) => client.call(request, reply),
         Target::Unmounted(located) => {
             let options = open_options(!request.writes());
+            if let Request::ExportMeta { archived: true } = request {
+                let (pool, notes) = open::open_pool(located, &options)?;
+                notes.iter().for_each(|note| output.note(note));
+                return service::export_archived(&pool, reply);
+            }
             let opened = open::open(located, &options)?;
             // The status tells the same in its own words.
             if *request != Request::Status {

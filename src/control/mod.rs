@@ -4,6 +4,7 @@
 //! Invariant: an operation is one function of this layer, run by the daemon of a mounted pool or by the command itself,
 //! so its answer is the same either way.
 
+pub mod archive;
 pub mod client;
 pub mod frame;
 pub mod locate;

@@ -26,8 +26,16 @@ pub struct Opened {
     pub notes: Vec<String>,
 }
 
-/// Opens the located devices as their pool. A device that cannot be opened counts as missing, unless somebody else has it.
+/// Opens the located devices as their pool, with its metadata.
 pub fn open(located: &Located, options: &OpenOptions) -> Result<Opened> {
+    let (pool, notes) = open_pool(located, options)?;
+    let store = Store::open(Arc::clone(&pool), Arc::clone(&options.clock), SystemEntropy.next_u64())?;
+    Ok(Opened { pool, store: Arc::new(store), notes })
+}
+
+/// Opens the located devices as their pool, and says what the user should know. A device that cannot be opened counts as
+/// missing, unless somebody else has it.
+pub fn open_pool(located: &Located, options: &OpenOptions) -> Result<(Arc<Pool>, Vec<String>)> {
     let (engine, mut notes) = engine::select(options.engine);
     let mut devices = Vec::new();
     for path in &located.paths {
@@ -44,8 +52,7 @@ pub fn open(located: &Located, options: &OpenOptions) -> Result<Opened> {
     for device in &devices {
         notes.extend(device.notes());
     }
-    let store = Store::open(Arc::clone(&pool), Arc::clone(&options.clock), SystemEntropy.next_u64())?;
-    Ok(Opened { pool, store: Arc::new(store), notes })
+    Ok((pool, notes))
 }
 
 /// Opens one device as a member.

@@ -34,8 +34,8 @@ pub enum Request {
     Replace { old: String, new: String, force: bool },
     /// Checks the metadata, with `data` every shard too.
     Fsck { data: bool },
-    /// Streams the whole metadata.
-    ExportMeta,
+    /// Streams the whole metadata; `archived`: as it is in the newest archive.
+    ExportMeta { archived: bool },
     /// Unmounts and ends the daemon; answered when everything is durable.
     Unmount { lazy: bool },
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::open::OpenOptions;
 use super::ops;
+pub use super::ops::export_archived;
 use super::protocol::{Info, Outcome, Request};
 use super::server::{Reply, Service};
 use super::status::{MountStatus, Status};
@@ -96,7 +97,8 @@ impl Service for PoolService {
             Request::Trim => ops::trim(self, reply),
             Request::Replace { old, new, force } => ops::replace(self, old, new, *force, reply),
             Request::Fsck { data } => ops::fsck(self, *data, reply),
-            Request::ExportMeta => ops::export(self, reply),
+            Request::ExportMeta { archived: false } => ops::export(self, reply),
+            Request::ExportMeta { archived: true } => ops::export_archived(&self.pool, reply),
             Request::Unmount { lazy } => match &self.mounted {
                 Some(mounted) => {
                     (mounted.unmount)(*lazy)?;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::protocol::{Outcome, Progress};
+use crate::base::clock::Timestamp;
 use crate::base::{Bytes, DeviceId, Result, StripeId};
 use crate::device::Device;
 use crate::format::intent::Intent;
@@ -87,6 +88,16 @@ pub struct MetadataStatus {
     pub durable: u64,
 }
 
+/// The newest metadata archive.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct ArchiveStatus {
+    pub transaction: u64,
+    /// As stored.
+    pub bytes: u64,
+    /// Seconds since 1970.
+    pub created: i64,
+}
+
 /// Everything `status` tells.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Status {
@@ -101,6 +112,7 @@ pub struct Status {
     pub devices: Vec<DeviceStatus>,
     pub space: SpaceStatus,
     pub metadata: Option<MetadataStatus>,
+    pub archive: Option<ArchiveStatus>,
     pub work: Vec<Progress>,
     /// What is wrong, a line each, with what to do about it.
     pub problems: Vec<String>,
@@ -172,6 +184,11 @@ impl Status {
                 committed: store.meta().committed().0,
                 durable: store.meta().durable().0,
             }),
+            archive: store.archives().first().map(|archive| ArchiveStatus {
+                transaction: archive.txn,
+                bytes: archive.length,
+                created: archive.created,
+            }),
             work,
             problems,
         })
@@ -227,6 +244,15 @@ impl Status {
             Bytes(self.space.free),
             Bytes(self.space.available)
         );
+        if let Some(archive) = &self.archive {
+            let written = Timestamp { seconds: archive.created, nanos: 0 };
+            let _ = writeln!(
+                out,
+                "  archive   of transaction {}, {}, written {written}",
+                archive.transaction,
+                Bytes(archive.bytes)
+            );
+        }
         for progress in &self.work {
             let Progress { work, done, total, unit } = progress;
             let of = if *total > 0 { format!(" of {total}") } else { String::new() };

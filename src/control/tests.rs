@@ -48,7 +48,7 @@ impl Service for Pretender {
                 };
                 answer(0, serde_json::to_value(info).expect("JSON"))
             }
-            Request::ExportMeta => {
+            Request::ExportMeta { archived: false } => {
                 for done in 0..3u64 {
                     let unit = "rows".to_owned();
                     reply.progress(&Progress { work: "export".to_owned(), done, total: 3, unit })?;
@@ -111,7 +111,7 @@ fn streams_arrive_whole_and_in_order() {
     let scratch = Scratch::new("streams");
     let (runtime, server) = serve(&scratch);
     let mut collect = Collect(Vec::new(), Vec::new());
-    client(&runtime).call(&Request::ExportMeta, &mut collect).expect("answers");
+    client(&runtime).call(&Request::ExportMeta { archived: false }, &mut collect).expect("answers");
     let expected: Vec<u8> = (0..3u8).flat_map(|byte| vec![byte; frame::FRAME_MAX + 7]).collect();
     assert!(collect.0 == expected);
     assert_eq!(collect.1, [0, 1, 2]);

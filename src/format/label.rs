@@ -242,6 +242,44 @@ pub struct StripeLocation {
     pub placements: Vec<ShardLocation>,
 }
 
+/// Most bytes of a list of stripes kept outside the label.
+const LIST_MAX: usize = 64 << 20;
+type ListWire = Configuration<true, LIST_MAX>;
+const LIST_WIRE: ListWire = Configuration::default().with_preallocation_size_limit::<LIST_MAX>();
+
+impl StripeLocation {
+    /// The list as it is stored, in a label or outside.
+    pub fn encode_list(list: &Vec<StripeLocation>) -> Result<Vec<u8>> {
+        config::serialize(list, LIST_WIRE)
+            .map_err(|error| Error::Unavailable(format!("a list of stripes cannot be written: {error}")))
+    }
+
+    /// Reads a list. Any bytes at all may come in.
+    pub fn decode_list(bytes: &[u8]) -> Result<Vec<StripeLocation>> {
+        let list: Vec<StripeLocation> = config::deserialize_exact(bytes, LIST_WIRE)
+            .map_err(|error| Error::corrupt(format!("a list of stripes cannot be read: {error}")))?;
+        list.iter().try_for_each(StripeLocation::check).map_err(Error::corrupt)?;
+        Ok(list)
+    }
+
+    /// Whether values that others will compute with are in range.
+    fn check(&self) -> Result<(), &'static str> {
+        let shards = usize::from(self.k) + usize::from(self.m);
+        let bytes = u64::from(self.k) * u64::from(self.shard_blocks) * BLOCK_SIZE;
+        let far = |placement: &ShardLocation| placement.block >> 48 != 0;
+        if self.k == 0
+            || shards != self.placements.len()
+            || shards > 255
+            || !(1..=super::rows::MAX_SHARD_BLOCKS).contains(&self.shard_blocks)
+            || u64::from(self.payload_bytes) > bytes
+            || self.placements.iter().any(far)
+        {
+            return Err("a stripe of its archives is impossible");
+        }
+        Ok(())
+    }
+}
+
 /// The header block of one shard; device `u16::MAX` when the shard was never written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, SchemaWrite, SchemaRead)]
 pub struct ShardLocation {
@@ -440,6 +478,7 @@ impl Label {
         if pool.members.is_empty() || pool.members.len() > MAX_MEMBERS {
             return Err("its member table is empty or too long");
         }
+        pool.archives.iter().flat_map(|archive| &archive.stripes).try_for_each(StripeLocation::check)?;
         for (at, member) in pool.members.iter().enumerate() {
             member.layout.check(member.size)?;
             if member.id.0 == u16::MAX || pool.members[..at].iter().any(|m| m.id == member.id || m.uuid == member.uuid)

@@ -1,6 +1,7 @@
 //! Every byte that is stored: labels, shard headers, table rows and log entries, as pure conversions between bytes
 //! and values. Above: whoever stores them. Below: `base` only; `schema/ondisk.md` describes the same bytes in prose.
 
+pub mod archive;
 pub mod export;
 pub mod intent;
 pub mod json;

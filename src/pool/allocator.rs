@@ -248,7 +248,7 @@ struct Space {
     /// What is known of each part; `None` until it is looked at.
     parts: Vec<Option<Summary>>,
     bitmaps: BTreeMap<usize, Box<Part>>,
-    /// Reservations and deferred frees.
+    /// Reservations, those of metadata archives among them, and deferred frees.
     held: BTreeMap<u64, u32>,
     claimed: BTreeMap<u64, u32>,
     free: u64,

@@ -110,7 +110,8 @@ impl Store {
     ) -> Result<T> {
         let (plan, written) = match &self.devices {
             Some(devices) => {
-                self.write_stripes(devices, writes, |writes, capacity| pack::plan(writes, capacity, inline))?
+                let plan = |writes: &[ContentWrite], capacity| pack::plan(writes, capacity, inline);
+                self.write_stripes(devices, &mut || self.next_stripe(devices), writes, plan)?
             }
             None => (Plan { inline: (0..writes.len()).collect(), stripes: Vec::new() }, Vec::new()),
         };
@@ -141,18 +142,19 @@ impl Store {
         outcome
     }
 
-    /// Plans the commit and writes the shards of its stripes. With no contiguous space left for full shards, smaller
-    /// ones are tried.
+    /// Plans the commit and writes the shards of its stripes, which get numbers from `next`. With no contiguous space left
+    /// for full shards, smaller ones are tried.
     pub(super) fn write_stripes(
         &self,
         devices: &Devices,
+        next: &mut dyn FnMut() -> Result<StripeId>,
         writes: &[ContentWrite],
         plan: impl Fn(&[ContentWrite], usize) -> Plan,
     ) -> Result<(Plan, Vec<Written>)> {
         let mut capacity = devices.stripe_bytes();
         loop {
             let plan = plan(writes, capacity);
-            match self.allocate_all(devices, &plan)? {
+            match self.allocate_all(devices, next, &plan)? {
                 Some(allocated) => {
                     let written = self.write_allocated(devices, writes, allocated)?;
                     return Ok((plan, written));
@@ -165,10 +167,15 @@ impl Store {
         }
     }
 
-    fn allocate_all(&self, devices: &Devices, plan: &Plan) -> Result<Option<Vec<(StripeId, Allocation, Payload)>>> {
+    fn allocate_all(
+        &self,
+        devices: &Devices,
+        next: &mut dyn FnMut() -> Result<StripeId>,
+        plan: &Plan,
+    ) -> Result<Option<Vec<(StripeId, Allocation, Payload)>>> {
         let mut allocated = Vec::with_capacity(plan.stripes.len());
         for payload in &plan.stripes {
-            let id = self.next_stripe(devices)?;
+            let id = next()?;
             match devices.allocate(id, payload.used, &mut |key| load_bitmap(&self.meta, key)) {
                 Ok(Some(allocation)) => allocated.push((id, allocation, payload.clone())),
                 refused => {

@@ -162,7 +162,7 @@ impl Store {
                 bytes: SharedBytes::new(std::mem::take(&mut item.bytes)),
             })
             .collect();
-        let (_, written) = self.write_stripes(devices, &writes, pack::plan_moved)?;
+        let (_, written) = self.write_stripes(devices, &mut || self.next_stripe(devices), &writes, pack::plan_moved)?;
         let moved = self.transact(|tx, ledger| {
             let same: Vec<bool> = moving
                 .iter()

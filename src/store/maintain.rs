@@ -51,6 +51,7 @@ impl Store {
         let whole = self.each_stripe(|_| true, &mut progress, watch, |store, id| store.repair(id))?;
         if whole {
             self.settle_intents()?;
+            self.mend_archives(None, &mut progress)?;
         }
         self.settle_repairs()?;
         if whole && progress.lost == 0 && progress.repaired.missing == 0 {
@@ -68,7 +69,9 @@ impl Store {
                 .iter()
                 .any(|placement| *placement == Placement::NONE || devices.membership.device(placement.device).is_none())
         };
-        self.each_stripe(lacking, &mut progress, watch, |store, id| store.repair(id))?;
+        if self.each_stripe(lacking, &mut progress, watch, |store, id| store.repair(id))? {
+            self.mend_archives(None, &mut progress)?;
+        }
         self.settle_intents()?;
         self.settle_repairs()?;
         if let Some(pool) = &self.pool {
@@ -107,7 +110,9 @@ impl Store {
 
     fn empty(&self, device: DeviceId, progress: &mut Progress, watch: Watch<'_>) -> Result<()> {
         let on_it = |row: &StripeRow| row.placements.iter().any(|placement| placement.device == device);
-        self.each_stripe(on_it, progress, watch, |store, id| store.relocate(id, device))?;
+        if self.each_stripe(on_it, progress, watch, |store, id| store.relocate(id, device))? {
+            self.mend_archives(Some(device), progress)?;
+        }
         self.settle_repairs()
     }
 
@@ -146,7 +151,7 @@ impl Store {
         self.each_stripe(unwritten, progress, watch, |store, id| store.repair(id))?;
         self.settle_intents()?;
         self.settle_repairs()?;
-        if self.holds_shards(old)? {
+        if self.holds_shards(old)? || self.archives_on(old) {
             return Ok(false);
         }
         self.mend_metadata()?;
@@ -206,7 +211,7 @@ impl Store {
         (usize::from(pool.geometry().m) + 1).max(2)
     }
 
-    fn whole(&self) -> Result<(Arc<Pool>, Arc<Devices>)> {
+    pub(super) fn whole(&self) -> Result<(Arc<Pool>, Arc<Devices>)> {
         match (&self.pool, &self.devices) {
             (Some(pool), Some(devices)) => Ok((pool.clone(), devices.clone())),
             _ => Err(Error::Unsupported),
@@ -227,6 +232,7 @@ impl Store {
             if let Some(log) = &self.log {
                 log.claim_named(&mut allocator, Some(id));
             }
+            self.reserve_archived(&mut allocator, id)?;
         }
         Ok(())
     }

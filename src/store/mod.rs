@@ -1,6 +1,7 @@
 //! File content on top of the metadata store: the only place that orders data before metadata.
 //! Above: `fs` decides what a file contains. Below: `meta` keeps the rows, `pool` the shards.
 
+pub mod archive;
 mod bitmap;
 mod cache;
 pub mod commit;
@@ -32,10 +33,13 @@ pub use cache::DEFAULT_BYTES as CACHE_BYTES;
 pub use commit::{ContentWrite, Inline, SharedBytes};
 pub use extents::Ledger;
 pub use faults::DeviceFaults;
+pub use host::PoolMembership;
 pub use pack::INLINE_SYNCHRONOUS;
 pub use read::Mapping;
 pub use space::{Reservation, Space};
 
+#[cfg(test)]
+mod archive_tests;
 #[cfg(test)]
 pub(crate) mod open_tests;
 #[cfg(test)]
@@ -59,6 +63,7 @@ pub struct Store {
     cache: cache::Cache,
     untidy: compact::Untidy,
     discards: discard::Discards,
+    archives: archive::Archives,
     space: space::Accounts,
     /// Truncates still going on: extents of the inode at or past the offset, born at or before the transaction, are
     /// hidden.
@@ -81,6 +86,7 @@ impl Store {
             cache: cache::Cache::new(cache::DEFAULT_BYTES),
             untidy: compact::Untidy::default(),
             discards: discard::Discards::default(),
+            archives: archive::Archives::default(),
             space: space::Accounts::fixed(capacity),
             truncates: Mutex::default(),
         })
@@ -98,6 +104,7 @@ impl Store {
             cache: cache::Cache::new(cache::DEFAULT_BYTES),
             untidy: compact::Untidy::default(),
             discards: discard::Discards::default(),
+            archives: archive::Archives::default(),
             space: space::Accounts::default(),
             truncates: Mutex::default(),
         };

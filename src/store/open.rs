@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, Weak};
 
+use super::archive::Archives;
 use super::devices::Devices;
 use super::host::{Host, HostedLog, PoolMembership, volume_options};
 use super::{Store, lock};
@@ -102,6 +103,7 @@ fn assemble(
     if !is_new {
         log.claim_named(&mut lock(&devices.allocator), None);
     }
+    let archives = Archives::load(pool, &devices, &meta)?;
     migrate(&meta, pool.is_read_only())?;
     if !pool.is_read_only() {
         for member in without_row {
@@ -111,6 +113,7 @@ fn assemble(
     let mut store = Store::over(meta, devices)?;
     store.pool = Some(pool.clone());
     store.log = Some(log);
+    store.archives = archives;
     Ok(store)
 }
 

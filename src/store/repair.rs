@@ -185,7 +185,7 @@ impl Store {
     }
 
     /// A header of the stripe from any shard that is still good.
-    fn surviving_header(&self, devices: &Devices, row: &StripeRow, bad: &[usize]) -> Option<ShardHeader> {
+    pub(super) fn surviving_header(&self, devices: &Devices, row: &StripeRow, bad: &[usize]) -> Option<ShardHeader> {
         row.placements.iter().enumerate().filter(|(shard, _)| !bad.contains(shard)).find_map(|(_, placement)| {
             let device = devices.membership.device(placement.device)?;
             let mut block = AlignedBuf::scratch(BLOCK_SIZE as usize);
@@ -319,7 +319,7 @@ fn give_up(tx: &mut crate::meta::Tx<'_>, ledger: &mut Ledger, row: &StripeRow, o
 }
 
 /// Writes one shard, its header too when one survived.
-fn write_shard(
+pub(super) fn write_shard(
     devices: &Devices,
     id: StripeId,
     header: Option<&ShardHeader>,

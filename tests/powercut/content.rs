@@ -7,12 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use argosfs::base::{Error, Ino, Prng, Result};
+use argosfs::check::{ExportHeader, export_archive};
 use argosfs::device::sim::SimWorld;
 use argosfs::format::rows::{ConfigKey, Counter, DentryKey, DentryRow, InodeRow};
 use argosfs::format::table::{Config, Dentries, Inodes};
 use argosfs::fs::{Fs, RootOwner};
 use argosfs::meta::{Reader, Tx};
-use argosfs::store::Store;
+use argosfs::store::{PoolMembership, Store};
 
 use crate::campaign::{Verdict, While, trace};
 use crate::history::{Files, History};
@@ -169,8 +170,9 @@ impl Run {
                 while store.tidy_step(true)? || store.discard_step()? {}
                 Ok(false)
             }),
-            86..87 => self.maintain("trim", |store| store.trim(&mut |_| true).map(|_| false)),
-            87..89 => self.maintain("scrub", |store| store.scrub(&mut |_| true).map(|_| true)),
+            86..87 => self.archive(),
+            87..88 => self.maintain("trim", |store| store.trim(&mut |_| true).map(|_| false)),
+            88..89 => self.maintain("scrub", |store| store.scrub(&mut |_| true).map(|_| true)),
             89..91 => self.maintain("rebuild", |store| store.rebuild(&mut |_| true).map(|_| true)),
             91..92 => self.evacuate(),
             92..94 => self.replace(),
@@ -253,7 +255,24 @@ pub fn verify(store: &Store, files: &Files) -> Verdict {
             return Err(format!("file {} has {size} bytes instead of {}", ino(file), expected.len()));
         }
     }
-    stack::check(store)
+    stack::check(store)?;
+    archives_are_whole(store)
+}
+
+/// Every archive that the labels name can be read, and is of a state that is durable.
+fn archives_are_whole(store: &Store) -> Verdict {
+    let Some(pool) = store.pool() else { return Ok(()) };
+    let state = pool.state();
+    let header = ExportHeader { pool: state.label.uuid, name: state.label.name.clone() };
+    let media = PoolMembership(pool.clone());
+    for archive in &state.label.archives {
+        let of = || format!("the archive of transaction {}", archive.txn);
+        if archive.txn > store.meta().durable().0 {
+            return Err(format!("{} is of a state that was lost", of()));
+        }
+        export_archive(&media, &header, archive, &mut |_| Ok(())).during(of)?;
+    }
+    Ok(())
 }
 
 /// Which state the metadata claims to be.

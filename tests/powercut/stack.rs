@@ -106,6 +106,9 @@ fn context(store: &Store) -> Context {
         context.metadata.push((member.id, 0, layout.start));
         context.metadata.push((member.id, end, blocks.saturating_sub(end)));
     }
+    for run in store.archive_runs() {
+        context.metadata.push((run.device, run.block.0, u64::from(run.blocks)));
+    }
     let meta = &state.label.meta;
     for replica in &meta.replicas {
         context.metadata.push((DeviceId(replica.device), replica.log_block, u64::from(replica.log_blocks)));

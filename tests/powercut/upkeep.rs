@@ -34,6 +34,13 @@ impl Run {
         }
     }
 
+    pub fn archive(&mut self) -> Verdict {
+        self.maintain("archive", |store| {
+            let pool = store.pool().map(|pool| pool.uuid()).unwrap_or_default();
+            argosfs::check::archive(store, pool, 0).map(|_| true)
+        })
+    }
+
     pub fn evacuate(&mut self) -> Verdict {
         let health = self.health();
         let members: Vec<usize> = health.members.iter().copied().collect();

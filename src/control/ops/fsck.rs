@@ -16,7 +16,9 @@ const PAGE: usize = 1024;
 
 /// Checks; nothing is changed.
 pub fn fsck(service: &PoolService, data: bool, reply: &mut dyn Reply) -> Result<Outcome> {
-    let context = context(&service.pool.state());
+    let mut context = context(&service.pool.state());
+    let archives = service.store.archive_runs();
+    context.metadata.extend(archives.iter().map(|run| (run.device, run.block.0, u64::from(run.blocks))));
     let mut findings = Findings::default();
     let mut deaf = Ok(());
     let mut checked = service.store.view(|view| {
@@ -72,9 +74,17 @@ fn shards(service: &PoolService, findings: &mut Findings, reply: &mut dyn Reply)
         }
         match last {
             Some(last) => after = Some(last),
-            None => return Ok(shards),
+            None => break,
         }
     }
+    store.verify_archives(&mut |verified| match verified {
+        Ok((id, row, bad)) => {
+            shards += row.placements.len() as u64;
+            report(id, &row, &bad, findings);
+        }
+        Err(error) => findings.add(Issue::StripeLost, || error.to_string()),
+    });
+    Ok(shards)
 }
 
 fn report(id: StripeId, row: &StripeRow, bad: &[BadShard], findings: &mut Findings) {

@@ -6,7 +6,7 @@ mod maintain;
 mod replace;
 mod trim;
 
-pub use export::export;
+pub use export::{export, export_archived};
 pub use fsck::fsck;
 pub use maintain::{rebuild, scrub};
 pub use replace::replace;

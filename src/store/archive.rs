@@ -1,0 +1,491 @@
+//! Metadata archives: bytes in stripes of their own that only the labels know of, so that they can be read when nothing
+//! else can. What the bytes mean is for `check` to say.
+//!
+//! Invariants:
+//! - A label names an archive only when its shards are flushed and the state it describes is durable.
+//! - The blocks of an archive are reserved from before they are written until no label names it.
+//! - An archive changes no row: writing one never makes it out of date.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::commit::{ContentWrite, SharedBytes, Written};
+use super::devices::{Devices, load_bitmap, run_of};
+use super::maintain::Progress;
+use super::repair::{Repaired, write_shard};
+use super::{Store, lock, pack};
+use crate::base::{BLOCK_SIZE, BlockNo, DeviceId, Error, Incarnation, Ino, Result, StripeId, TxnId, Uuid};
+use crate::device::buffer::AlignedBuf;
+use crate::format::label::{Archive, ShardLocation, StripeLocation};
+use crate::format::rows::{Placement, StripeRow, StripeState};
+use crate::format::shard::ShardHeader;
+use crate::meta::{DataBarrier, Meta};
+use crate::pool::Pool;
+use crate::pool::allocator::{Allocator, Run};
+use crate::pool::stripe_io::{self, BadShard, Fault, Media, PayloadRead};
+
+/// Archives the labels name.
+const KEPT: usize = 2;
+/// Bytes of a label that the list of one archive's stripes may take; longer lists go to stripes themselves.
+const LIST_IN_LABEL: usize = 16 << 10;
+/// Set in the numbers of the stripes of archives: no row has one.
+const NUMBER_BIT: u64 = 1 << 63;
+/// The content of archives belongs to no inode.
+const NO_INODE: Ino = Ino(0);
+
+/// An archive, and where all of it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Held {
+    archive: Archive,
+    content: Vec<StripeLocation>,
+}
+
+impl Held {
+    /// Stripes of the content, then those of the list of them, if it has any.
+    fn stripes(&self) -> impl Iterator<Item = &StripeLocation> {
+        let list: &[StripeLocation] = if self.archive.indirect { &self.archive.stripes } else { &[] };
+        self.content.iter().chain(list)
+    }
+
+    fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+        self.stripes().flat_map(runs)
+    }
+}
+
+/// The blocks of a stripe's shards.
+fn runs(stripe: &StripeLocation) -> impl Iterator<Item = Run> + '_ {
+    let placed = stripe.placements.iter().map(placement).filter(|placement| *placement != Placement::NONE);
+    placed.map(|placement| run_of(placement, stripe.shard_blocks))
+}
+
+fn placement(location: &ShardLocation) -> Placement {
+    match location.device {
+        u16::MAX => Placement::NONE,
+        device => Placement { device: DeviceId(device), block: BlockNo(location.block) },
+    }
+}
+
+fn shard_location(placement: &Placement) -> ShardLocation {
+    ShardLocation { device: placement.device.0, block: placement.block.0 }
+}
+
+fn all_runs(archives: &[Held]) -> BTreeSet<Run> {
+    archives.iter().flat_map(Held::runs).collect()
+}
+
+/// The archives of an open pool, newest first.
+#[derive(Default)]
+pub(super) struct Archives {
+    held: Mutex<Vec<Held>>,
+    /// Held while one is written or mended.
+    writing: Mutex<()>,
+    written: AtomicU64,
+}
+
+impl Archives {
+    /// Takes up the archives the labels name and reserves their blocks. One that cannot be found, or lies where something
+    /// else does, is given up.
+    pub fn load(pool: &Pool, devices: &Devices, meta: &Meta) -> Result<Archives> {
+        let archives = Archives::default();
+        for archive in &pool.state().label.archives {
+            let held = content(&*devices.membership, pool.uuid(), archive)
+                .map(|content| Held { archive: archive.clone(), content });
+            let why = match held {
+                Ok(held) => match reserve_runs(devices, meta, &held)? {
+                    true => {
+                        lock(&archives.held).push(held);
+                        continue;
+                    }
+                    false => "its blocks are used by something else".to_owned(),
+                },
+                Err(error) => error.to_string(),
+            };
+            pool.note(format!("the metadata archive of transaction {} is given up: {why}", archive.txn));
+        }
+        Ok(archives)
+    }
+
+    fn next_stripe(&self, incarnation: Incarnation) -> StripeId {
+        let number = self.written.fetch_add(1, Ordering::Relaxed);
+        StripeId(incarnation.0.wrapping_add(number) | NUMBER_BIT)
+    }
+}
+
+/// Reserves the blocks of an archive on the devices that are known; all of them or none.
+fn reserve_runs(devices: &Devices, meta: &Meta, held: &Held) -> Result<bool> {
+    let mut allocator = lock(&devices.allocator);
+    let mut taken = Vec::new();
+    for run in held.runs() {
+        if !allocator.has_device(run.device) {
+            continue;
+        }
+        if !allocator.hold(run, &mut |key| load_bitmap(meta, key))? {
+            taken.into_iter().for_each(|run| allocator.release(run));
+            return Ok(false);
+        }
+        taken.push(run);
+    }
+    Ok(true)
+}
+
+/// Where the content of an archive is.
+fn content(media: &dyn Media, pool: Uuid, archive: &Archive) -> Result<Vec<StripeLocation>> {
+    if !archive.indirect {
+        return Ok(archive.stripes.clone());
+    }
+    let mut list = Vec::new();
+    read_stripes(media, pool, &archive.stripes, &mut |bytes| {
+        list.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    StripeLocation::decode_list(&list)
+}
+
+/// The row a stripe would have, from the header of any of its shards.
+fn row_of(media: &dyn Media, pool: Uuid, stripe: &StripeLocation) -> Result<StripeRow> {
+    for (index, place) in stripe.placements.iter().map(placement).enumerate() {
+        let Some(device) = (place != Placement::NONE).then(|| media.device(place.device)).flatten() else { continue };
+        let mut block = AlignedBuf::scratch(BLOCK_SIZE as usize);
+        if device.read_at(place.block.byte_offset(), &mut block).is_err() {
+            continue;
+        }
+        let Ok(header) = ShardHeader::decode(&block) else { continue };
+        let row = StripeRow {
+            k: stripe.k,
+            m: stripe.m,
+            shard_blocks: stripe.shard_blocks,
+            granule_shift: header.granule_shift,
+            state: StripeState::Whole,
+            birth: header.txn,
+            incarnation: header.incarnation,
+            payload_bytes: stripe.payload_bytes,
+            placements: stripe.placements.iter().map(placement).collect(),
+            sums: header.sums.clone(),
+        };
+        let fits = header.pool == pool
+            && header.belongs_to(StripeId(stripe.stripe), &row, index as u8)
+            && header.granule_shift == stripe_io::granule_shift(row.placements.len(), row.shard_blocks)
+            && row.sums.len() == row.granules() * row.placements.len();
+        if fits {
+            return Ok(row);
+        }
+    }
+    Err(Error::corrupt(format!("no shard of stripe {} of a metadata archive can be read", stripe.stripe)))
+}
+
+/// Whether every shard of these stripes is good and on a device that stays.
+fn is_whole(devices: &Devices, pool: Uuid, stripes: &[StripeLocation], leaving: Option<DeviceId>) -> bool {
+    stripes.iter().all(|stripe| {
+        let Ok(row) = row_of(&*devices.membership, pool, stripe) else { return false };
+        let stays = row.placements.iter().all(|place| Some(place.device) != leaving);
+        stays && stripe_io::verify_stripe(&*devices.membership, StripeId(stripe.stripe), &row).is_empty()
+    })
+}
+
+fn read_stripes(
+    media: &dyn Media,
+    pool: Uuid,
+    stripes: &[StripeLocation],
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    for stripe in stripes {
+        let row = row_of(media, pool, stripe)?;
+        let mut bytes = vec![0; stripe.payload_bytes as usize];
+        let read = PayloadRead { id: StripeId(stripe.stripe), row: &row, start: 0, out: &mut bytes };
+        stripe_io::read_payloads(media, &mut [read])?;
+        sink(&bytes)?;
+    }
+    Ok(())
+}
+
+/// Reads an archive that a label names. Whether it is the right one is known at the end only: what `sink` was given counts
+/// when this succeeds.
+pub fn read(media: &dyn Media, pool: Uuid, archive: &Archive, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let content = content(media, pool, archive)?;
+    let (mut length, mut hasher) = (0, blake3::Hasher::new());
+    read_stripes(media, pool, &content, &mut |bytes| {
+        length += bytes.len() as u64;
+        hasher.update(bytes);
+        sink(bytes)
+    })?;
+    if length != archive.length || *hasher.finalize().as_bytes() != archive.digest {
+        return Err(Error::corrupt(format!(
+            "the metadata archive of transaction {} is not what was written",
+            archive.txn
+        )));
+    }
+    Ok(())
+}
+
+/// Writes an archive. Dropped before [`ArchiveWriter::finish`], nothing has happened.
+pub struct ArchiveWriter<'s> {
+    store: &'s Store,
+    pool: Arc<Pool>,
+    devices: Arc<Devices>,
+    _only: MutexGuard<'s, ()>,
+    buffer: Vec<u8>,
+    length: u64,
+    hasher: blake3::Hasher,
+    content: Vec<StripeLocation>,
+}
+
+impl ArchiveWriter<'_> {
+    /// Takes the next bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.length += bytes.len() as u64;
+        self.hasher.update(bytes);
+        self.buffer.extend_from_slice(bytes);
+        let full = self.devices.stripe_bytes();
+        while self.buffer.len() >= full {
+            let rest = self.buffer.split_off(full);
+            let bytes = std::mem::replace(&mut self.buffer, rest);
+            self.content.extend(self.store.write_archived(&self.devices, bytes)?);
+        }
+        Ok(())
+    }
+
+    /// Makes it the newest archive, of the state up to `txn`; durable when this returns.
+    pub fn finish(mut self, txn: TxnId, created: i64) -> Result<()> {
+        let last = std::mem::take(&mut self.buffer);
+        if !last.is_empty() {
+            self.content.extend(self.store.write_archived(&self.devices, last)?);
+        }
+        let archive = Archive {
+            txn: txn.0,
+            created,
+            length: self.length,
+            digest: *self.hasher.finalize().as_bytes(),
+            indirect: false,
+            stripes: Vec::new(),
+        };
+        let mut next = vec![Held { archive, content: std::mem::take(&mut self.content) }];
+        next.extend(lock(&self.store.archives.held).iter().take(KEPT - 1).cloned());
+        self.store.name_archives(&self.pool, &self.devices, next, BTreeSet::new())
+    }
+}
+
+impl Drop for ArchiveWriter<'_> {
+    fn drop(&mut self) {
+        let mut allocator = lock(&self.devices.allocator);
+        self.content.iter().flat_map(runs).for_each(|run| allocator.release(run));
+    }
+}
+
+impl Store {
+    /// Begins a new archive; waits while another one is written.
+    pub fn archive_writer(&self) -> Result<ArchiveWriter<'_>> {
+        let (pool, devices) = self.whole()?;
+        Ok(ArchiveWriter {
+            store: self,
+            pool,
+            devices,
+            _only: lock(&self.archives.writing),
+            buffer: Vec::new(),
+            length: 0,
+            hasher: blake3::Hasher::new(),
+            content: Vec::new(),
+        })
+    }
+
+    /// The archives there are, newest first.
+    pub fn archives(&self) -> Vec<Archive> {
+        lock(&self.archives.held).iter().map(|held| held.archive.clone()).collect()
+    }
+
+    /// The blocks of all archives.
+    pub fn archive_runs(&self) -> Vec<Run> {
+        all_runs(&lock(&self.archives.held)).into_iter().collect()
+    }
+
+    /// Reads an archive; see [`read`].
+    pub fn read_archive(&self, archive: &Archive, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let (pool, devices) = self.whole()?;
+        read(&*devices.membership, pool.uuid(), archive, sink)
+    }
+
+    /// Reads every shard of every archive; `visit` learns which are bad, or why a stripe cannot be told from other blocks.
+    pub fn verify_archives(&self, visit: &mut dyn FnMut(Result<(StripeId, StripeRow, Vec<BadShard>)>)) {
+        let Ok((pool, devices)) = self.whole() else { return };
+        let _only = lock(&self.archives.writing);
+        let held = lock(&self.archives.held).clone();
+        let media = &*devices.membership;
+        for stripe in held.iter().flat_map(Held::stripes) {
+            let id = StripeId(stripe.stripe);
+            visit(row_of(media, pool.uuid(), stripe).map(|row| {
+                let bad = stripe_io::verify_stripe(media, id, &row);
+                (id, row, bad)
+            }));
+        }
+    }
+
+    /// Reserves the blocks that archives have on a device whose space has just become known.
+    pub(super) fn reserve_archived(&self, allocator: &mut Allocator, id: DeviceId) -> Result<()> {
+        for run in self.archive_runs().into_iter().filter(|run| run.device == id) {
+            allocator.hold(run, &mut |key| load_bitmap(&self.meta, key))?;
+        }
+        Ok(())
+    }
+
+    /// Whether an archive has a shard on the device.
+    pub(super) fn archives_on(&self, id: DeviceId) -> bool {
+        self.archive_runs().iter().any(|run| run.device == id)
+    }
+
+    /// Writes bytes to stripes of their own and says where they are.
+    fn write_archived(&self, devices: &Devices, bytes: Vec<u8>) -> Result<Vec<StripeLocation>> {
+        let promise = self.reserve(bytes.len() as u64)?;
+        let writes = [ContentWrite { ino: NO_INODE, offset: 0, bytes: SharedBytes::new(bytes) }];
+        let mut next = || Ok(self.archives.next_stripe(devices.membership.incarnation()));
+        let written = self.write_stripes(devices, &mut next, &writes, pack::plan_moved);
+        self.release(promise);
+        let location = |stripe: Written| StripeLocation {
+            stripe: stripe.id.0,
+            k: stripe.allocation.geometry.k(),
+            m: stripe.allocation.geometry.m(),
+            shard_blocks: stripe.allocation.shard_blocks,
+            payload_bytes: stripe.payload.used as u32,
+            placements: stripe.allocation.placements.iter().map(shard_location).collect(),
+        };
+        Ok(written?.1.into_iter().map(location).collect())
+    }
+
+    /// Writes the labels so that they name `next` and nothing else. What is not named in the end is free again: of the
+    /// archives before, and of `moved`, which was reserved for `next`.
+    fn name_archives(
+        &self,
+        pool: &Pool,
+        devices: &Devices,
+        mut next: Vec<Held>,
+        mut moved: BTreeSet<Run>,
+    ) -> Result<()> {
+        let named = self.write_lists(devices, &mut next).and_then(|()| {
+            devices.barrier()?;
+            self.durable_point()?;
+            let archives: Vec<Archive> = next.iter().map(|held| held.archive.clone()).collect();
+            pool.update_labels(|label| label.archives = archives)
+        });
+        let mut held = lock(&self.archives.held);
+        if named.is_ok() {
+            std::mem::swap(&mut *held, &mut next);
+        }
+        // Now `next` is what is named no more.
+        moved.extend(all_runs(&next));
+        let kept = all_runs(&held);
+        drop(held);
+        let unused: Vec<Run> = moved.difference(&kept).copied().collect();
+        {
+            let mut allocator = lock(&devices.allocator);
+            unused.iter().for_each(|run| allocator.release(*run));
+        }
+        self.discards.note(unused);
+        named
+    }
+
+    /// Puts the list of each archive's stripes into its entry, or where the entry can point to it.
+    fn write_lists(&self, devices: &Devices, next: &mut [Held]) -> Result<()> {
+        let known = lock(&self.archives.held).clone();
+        for held in next {
+            if known.contains(held) {
+                continue;
+            }
+            let list = StripeLocation::encode_list(&held.content)?;
+            held.archive.indirect = list.len() > LIST_IN_LABEL;
+            held.archive.stripes = match held.archive.indirect {
+                true => self.write_archived(devices, list)?,
+                false => held.content.clone(),
+            };
+        }
+        Ok(())
+    }
+
+    /// Brings every archive back to full redundancy, as a repair does with stripes, and away from the device `leaving`.
+    /// One that cannot be read any more is given up.
+    pub(super) fn mend_archives(&self, leaving: Option<DeviceId>, progress: &mut Progress) -> Result<()> {
+        let Ok((pool, devices)) = self.whole() else { return Ok(()) };
+        let _only = lock(&self.archives.writing);
+        let known = lock(&self.archives.held).clone();
+        let mut next = Vec::with_capacity(known.len());
+        let mut moved = BTreeSet::new();
+        for mut held in known.iter().cloned() {
+            let whole = held.content.iter_mut().try_for_each(|stripe| {
+                progress.stripes += 1;
+                progress.repaired.add(self.mend_stripe(&pool, &devices, stripe, leaving, &mut moved)?);
+                Ok(())
+            });
+            match whole {
+                Ok(()) => {
+                    if held.archive.indirect && !is_whole(&devices, pool.uuid(), &held.archive.stripes, leaving) {
+                        // It differs from what is known, so its list is written anew.
+                        held.archive.stripes.clear();
+                    }
+                    next.push(held);
+                }
+                Err(Error::Corrupt(why)) => {
+                    pool.note(format!("the metadata archive of transaction {} is given up: {why}", held.archive.txn));
+                }
+                Err(error) => {
+                    let mut allocator = lock(&devices.allocator);
+                    moved.iter().for_each(|run| allocator.release(*run));
+                    return Err(error);
+                }
+            }
+        }
+        if next == known { devices.barrier() } else { self.name_archives(&pool, &devices, next, moved) }
+    }
+
+    /// Rewrites the shards of a stripe that are bad, and moves those that are lost or on `leaving`.
+    fn mend_stripe(
+        &self,
+        pool: &Pool,
+        devices: &Devices,
+        stripe: &mut StripeLocation,
+        leaving: Option<DeviceId>,
+        moved: &mut BTreeSet<Run>,
+    ) -> Result<Repaired> {
+        let media = &*devices.membership;
+        let id = StripeId(stripe.stripe);
+        let row = row_of(media, pool.uuid(), stripe)?;
+        let bad = stripe_io::verify_stripe(media, id, &row);
+        let wanted: Vec<usize> = bad.iter().map(|shard| usize::from(shard.index)).collect();
+        let payloads = if bad.is_empty() { Vec::new() } else { stripe_io::rebuild_shards(media, id, &row, &wanted)? };
+        let header = self.surviving_header(devices, &row, &wanted);
+        let mut repaired = Repaired::default();
+        let mut homeless = Vec::new();
+        for (shard, payload) in bad.iter().zip(payloads) {
+            let place = row.placements[usize::from(shard.index)];
+            let stays = shard.fault != Fault::Missing && Some(place.device) != leaving;
+            if stays && write_shard(devices, id, header.as_ref(), shard.index, place, &payload).is_ok() {
+                repaired.rewritten += 1;
+            } else {
+                homeless.push((shard.index, payload));
+            }
+        }
+        let good_there = |(index, place): (usize, &Placement)| {
+            (Some(place.device) == leaving && !wanted.contains(&index))
+                .then(|| Some((index as u8, stripe_io::read_shard(media, &row, index)?)))
+                .flatten()
+        };
+        homeless.extend(row.placements.iter().enumerate().filter_map(good_there));
+        let here = |place: &Placement| media.device(place.device).is_some();
+        for (index, payload) in homeless {
+            let taken: Vec<DeviceId> =
+                stripe.placements.iter().map(placement).filter(here).map(|place| place.device).collect();
+            let load = &mut |key: &_| load_bitmap(&self.meta, key);
+            let Some(target) = devices.allocate_shard(id, &taken, row.shard_blocks, load)? else {
+                repaired.missing += 1;
+                continue;
+            };
+            if let Err(error) = write_shard(devices, id, header.as_ref(), index, target, &payload) {
+                lock(&devices.allocator).release(run_of(target, row.shard_blocks));
+                devices.membership.drop_member(target.device, &error)?;
+                repaired.missing += 1;
+                continue;
+            }
+            moved.insert(run_of(target, row.shard_blocks));
+            stripe.placements[usize::from(index)] = shard_location(&target);
+            repaired.rebuilt += 1;
+        }
+        Ok(repaired)
+    }
+}

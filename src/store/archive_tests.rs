@@ -1,0 +1,192 @@
+//! Archives on whole pools of simulated devices.
+
+use super::Store;
+use super::commit::{ContentWrite, Inline, SharedBytes};
+use super::open_tests::{format, open};
+use crate::base::{DeviceId, Error, Ino, Prng, Result};
+use crate::device::sim::{Fault, SimWorld};
+
+const SIZE: u64 = 32 << 20;
+const ALL: [usize; 6] = [0, 1, 2, 3, 4, 5];
+
+fn bytes(seed: u64, length: usize) -> Vec<u8> {
+    let mut prng = Prng::new(seed);
+    (0..length.div_ceil(8)).flat_map(|_| prng.next().to_le_bytes()).take(length).collect()
+}
+
+fn put(store: &Store, content: &[u8]) -> Result<()> {
+    let mut writer = store.archive_writer()?;
+    for piece in content.chunks(100_000) {
+        writer.write(piece)?;
+    }
+    writer.finish(store.meta().committed(), 7)
+}
+
+/// The content of the archives, newest first.
+fn contents(store: &Store) -> Vec<Vec<u8>> {
+    let archives = store.archives();
+    let read = |archive| {
+        let mut out = Vec::new();
+        store.read_archive(archive, &mut |bytes| {
+            out.extend_from_slice(bytes);
+            Ok(())
+        })?;
+        Ok(out)
+    };
+    archives.iter().map(read).collect::<Result<_>>().unwrap()
+}
+
+fn assert_whole(store: &Store) {
+    store.verify_archives(&mut |verified| {
+        let (id, _, bad) = verified.unwrap();
+        assert!(bad.is_empty(), "stripe {id}: {bad:?}");
+    });
+}
+
+fn fill(store: &Store, file: u64) -> Vec<Vec<u8>> {
+    let mut written = Vec::new();
+    loop {
+        let content = bytes(file + written.len() as u64, 1 << 20);
+        let write =
+            ContentWrite { ino: Ino(file + written.len() as u64), offset: 0, bytes: SharedBytes::new(content.clone()) };
+        match store.commit(&[write], Inline::Small, |_, _| Ok(())) {
+            Ok(()) => written.push(content),
+            Err(Error::NoSpace) => return written,
+            Err(other) => panic!("{other}"),
+        }
+        store.durable_point().unwrap();
+    }
+}
+
+#[test]
+fn p8_the_two_newest_archives_are_read_from_any_devices_that_suffice() {
+    let world = SimWorld::new(1, 6, SIZE);
+    let store = format(&world, 4, 2).unwrap();
+    let archives = [bytes(1, 3_000_000), bytes(2, 10), bytes(3, 700_001)];
+    for content in &archives {
+        put(&store, content).unwrap();
+    }
+    let expected = [archives[2].clone(), archives[1].clone()];
+    assert!(contents(&store) == expected);
+    // The blocks of the one that is named no more are free, those of the others are not.
+    let files = fill(&store, 100);
+    assert!(files.len() > 90, "{} MiB fitted", files.len());
+    assert!(contents(&store) == expected);
+    store.close().unwrap();
+    for lost in [[0, 1], [2, 5], [3, 4]] {
+        let world = world.fork();
+        let left: Vec<usize> = ALL.into_iter().filter(|at| !lost.contains(at)).collect();
+        let store = open(&world, &left, 9).unwrap();
+        assert!(contents(&store) == expected, "without {lost:?}");
+    }
+    let store = open(&world, &ALL, 10).unwrap();
+    assert!(contents(&store) == expected);
+    assert!(fill(&store, 10_000).is_empty(), "the blocks of archives were given away");
+    for (at, content) in files.iter().enumerate() {
+        let mut out = vec![0; content.len()];
+        store.read(Ino(100 + at as u64), 0, &mut out).unwrap();
+        assert!(out == *content);
+    }
+    // A full pool keeps what it has.
+    assert!(matches!(put(&store, &archives[0]), Err(Error::NoSpace)));
+    assert!(contents(&store) == expected);
+}
+
+#[test]
+fn an_archive_given_up_half_way_leaves_nothing_behind() {
+    let world = SimWorld::new(2, 6, SIZE);
+    let store = format(&world, 4, 2).unwrap();
+    let free = store.space().free;
+    let mut writer = store.archive_writer().unwrap();
+    writer.write(&bytes(5, 2_000_000)).unwrap();
+    assert!(store.space().free < free);
+    drop(writer);
+    assert_eq!(store.space().free, free);
+    assert!(store.archives().is_empty());
+}
+
+#[test]
+fn a_long_archive_has_its_list_of_stripes_outside_the_label() {
+    let world = SimWorld::new(3, 6, SIZE);
+    let store = format(&world, 4, 2).unwrap();
+    // 256 KiB to a stripe.
+    let long = bytes(1, 54 << 20);
+    put(&store, &long).unwrap();
+    put(&store, &[4; 40]).unwrap();
+    assert_eq!(store.archives().iter().map(|archive| archive.indirect).collect::<Vec<_>>(), [false, true]);
+    store.close().unwrap();
+    let store = open(&world, &[1, 2, 3, 4, 5], 4).unwrap();
+    assert!(contents(&store) == [vec![4; 40], long.clone()]);
+    let new = world.add_device(SIZE);
+    store.replace(DeviceId(0), world.device(new), false, &mut |_| true).unwrap();
+    assert!(store.archive_runs().iter().all(|run| run.device != DeviceId(0)));
+    assert_whole(&store);
+    store.close().unwrap();
+    let store = open(&world, &[1, 2, 3, 4, 5, new], 5).unwrap();
+    assert_whole(&store);
+    world.corrupt(2, 2 << 20..20 << 20);
+    store.scrub(&mut |_| true).unwrap();
+    assert_whole(&store);
+    assert!(contents(&store) == [vec![4; 40], long]);
+    let before = store.space().free;
+    put(&store, &[5; 40]).unwrap();
+    assert!(store.space().free > before + (50 << 20), "what is named no more was not given back");
+}
+
+#[test]
+fn archives_are_mended_with_everything_else() {
+    let world = SimWorld::new(4, 6, SIZE);
+    let store = format(&world, 4, 2).unwrap();
+    let content = bytes(1, 1_500_000);
+    put(&store, &content).unwrap();
+    store.durable_point().unwrap();
+    for device in [0, 4] {
+        world.corrupt(device, 1 << 20..24 << 20);
+    }
+    assert!(contents(&store) == [content.clone()]);
+    store.scrub(&mut |_| true).unwrap();
+    assert_whole(&store);
+
+    // A device that takes another's place has its shards before the other one goes.
+    let new = world.add_device(SIZE);
+    store.replace(DeviceId(1), world.device(new), false, &mut |_| true).unwrap();
+    assert_whole(&store);
+    assert!(store.archive_runs().iter().all(|run| run.device != DeviceId(1)));
+
+    // One that is lost is rebuilt on a seventh.
+    let spare = world.add_device(SIZE);
+    world.fault(5, Fault::Gone);
+    store
+        .commit(
+            &[ContentWrite { ino: Ino(9), offset: 0, bytes: SharedBytes::new(bytes(8, 300_000)) }],
+            Inline::Small,
+            |_, _| Ok(()),
+        )
+        .unwrap();
+    store.durable_point().unwrap();
+    store.replace(DeviceId(5), world.device(spare), false, &mut |_| true).unwrap();
+    assert_whole(&store);
+    assert!(contents(&store) == [content.clone()]);
+    store.close().unwrap();
+    let store = open(&world, &[0, 2, 3, 4, new, spare], 6).unwrap();
+    assert_whole(&store);
+    assert!(contents(&store) == [content]);
+}
+
+#[test]
+fn an_archive_beyond_repair_is_given_up_and_says_so() {
+    let world = SimWorld::new(5, 6, SIZE);
+    let store = format(&world, 4, 2).unwrap();
+    put(&store, &bytes(1, 400_000)).unwrap();
+    let archive = store.archives().remove(0);
+    for place in archive.stripes[0].placements.iter().take(3) {
+        let at = place.block * 4096;
+        world.corrupt(usize::from(place.device), at + 4096..at + 8192);
+    }
+    let read = store.read_archive(&archive, &mut |_| Ok(()));
+    assert!(matches!(read, Err(Error::Corrupt(_))), "{read:?}");
+    store.scrub(&mut |_| true).unwrap();
+    assert!(store.archives().is_empty());
+    let notes = store.pool().unwrap().take_notes();
+    assert!(notes.iter().any(|note| note.contains("is given up")), "{notes:?}");
+}

@@ -1,0 +1,124 @@
+//! Streams of bytes through zstd, in pieces.
+
+use std::io::Write;
+
+use crate::base::{Error, Result};
+
+/// Takes what has been produced.
+pub type Sink<'s> = &'s mut dyn FnMut(&[u8]) -> Result<()>;
+
+/// Fast, and most of what there is to gain.
+const LEVEL: i32 = 1;
+/// Largest window a stream may ask for, as a power of two: bounds the memory to read it.
+const WINDOW_LOG_MAX: u32 = 23;
+
+/// Compresses a stream.
+pub struct Compressor(zstd::stream::write::Encoder<'static, Vec<u8>>);
+
+impl Compressor {
+    pub fn new() -> Result<Compressor> {
+        Ok(Compressor(zstd::stream::write::Encoder::new(Vec::new(), LEVEL).map_err(|_| no_memory())?))
+    }
+
+    /// Takes more of the stream.
+    pub fn push(&mut self, bytes: &[u8], sink: Sink<'_>) -> Result<()> {
+        self.0.write_all(bytes).map_err(|_| no_memory())?;
+        hand_on(self.0.get_mut(), sink)
+    }
+
+    /// Ends the stream.
+    pub fn finish(self, sink: Sink<'_>) -> Result<()> {
+        hand_on(&mut self.0.finish().map_err(|_| no_memory())?, sink)
+    }
+}
+
+/// Reads a compressed stream. Any bytes at all may come in; that the stream is whole is for the reader to see.
+pub struct Decompressor(zstd::stream::write::Decoder<'static, Vec<u8>>);
+
+impl Decompressor {
+    pub fn new() -> Result<Decompressor> {
+        let mut decoder = zstd::stream::write::Decoder::new(Vec::new()).map_err(|_| no_memory())?;
+        decoder.window_log_max(WINDOW_LOG_MAX).map_err(|_| no_memory())?;
+        Ok(Decompressor(decoder))
+    }
+
+    /// Takes more of the compressed stream.
+    pub fn push(&mut self, bytes: &[u8], sink: Sink<'_>) -> Result<()> {
+        // What one piece of the input may become is unbounded: it is handed on as it grows.
+        for piece in bytes.chunks(16 << 10) {
+            let failed = |error| Error::corrupt(format!("a compressed stream cannot be read: {error}"));
+            self.0.write_all(piece).and_then(|()| self.0.flush()).map_err(failed)?;
+            hand_on(self.0.get_mut(), sink)?;
+        }
+        Ok(())
+    }
+}
+
+fn hand_on(produced: &mut Vec<u8>, sink: Sink<'_>) -> Result<()> {
+    if !produced.is_empty() {
+        sink(produced)?;
+        produced.clear();
+    }
+    Ok(())
+}
+
+fn no_memory() -> Error {
+    Error::Unavailable("there is not enough memory to compress or decompress".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Prng;
+
+    fn compressed(bytes: &[u8], piece: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut sink = |bytes: &[u8]| {
+            out.extend_from_slice(bytes);
+            Ok(())
+        };
+        let mut compressor = Compressor::new().unwrap();
+        for piece in bytes.chunks(piece) {
+            compressor.push(piece, &mut sink).unwrap();
+        }
+        compressor.finish(&mut sink).unwrap();
+        out
+    }
+
+    fn decompressed(bytes: &[u8], piece: usize) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        let mut decompressor = Decompressor::new()?;
+        for piece in bytes.chunks(piece) {
+            decompressor.push(piece, &mut |bytes| {
+                out.extend_from_slice(bytes);
+                Ok(())
+            })?;
+        }
+        Ok(out)
+    }
+
+    #[test]
+    fn streams_come_back_whatever_the_pieces() {
+        let mut prng = Prng::new(1);
+        let bytes: Vec<u8> = (0..300_000).map(|at| if at % 9 < 5 { b'a' } else { prng.next() as u8 }).collect();
+        for (into, out_of) in [(1000, 7000), (300_000, 13), (77, 300_000)] {
+            let small = compressed(&bytes, into);
+            assert!(small.len() < bytes.len() * 3 / 4);
+            assert!(decompressed(&small, out_of).unwrap() == bytes);
+        }
+        assert!(decompressed(&compressed(&[], 1), 5).unwrap().is_empty());
+    }
+
+    #[test]
+    fn other_bytes_are_an_error_or_other_bytes() {
+        let mut prng = Prng::new(2);
+        let small = compressed(&vec![7; 100_000], 1000);
+        for _ in 0..2_000 {
+            let mut forged = small.clone();
+            let at = prng.below(forged.len() as u64) as usize;
+            forged[at] ^= 1 << prng.below(8);
+            let _ = decompressed(&forged, 50);
+        }
+        assert!(matches!(decompressed(b"no such thing at all", 9), Err(Error::Corrupt(_))));
+    }
+}
