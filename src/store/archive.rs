@@ -174,12 +174,12 @@ fn row_of(media: &dyn Media, pool: Uuid, stripe: &StripeLocation) -> Result<Stri
     Err(Error::corrupt(format!("no shard of stripe {} of a metadata archive can be read", stripe.stripe)))
 }
 
-/// Whether every shard of these stripes is good and on a device that stays.
-fn is_whole(devices: &Devices, pool: Uuid, stripes: &[StripeLocation], leaving: Option<DeviceId>) -> bool {
-    stripes.iter().all(|stripe| {
-        let Ok(row) = row_of(&*devices.membership, pool, stripe) else { return false };
-        let stays = row.placements.iter().all(|place| Some(place.device) != leaving);
-        stays && stripe_io::verify_stripe(&*devices.membership, StripeId(stripe.stripe), &row).is_empty()
+/// Whether these stripes need nothing: no shard is on `leaving`; without one, every shard is good.
+fn may_stay(devices: &Devices, pool: Uuid, stripes: &[StripeLocation], leaving: Option<DeviceId>) -> bool {
+    stripes.iter().all(|stripe| match leaving {
+        Some(leaving) => runs(stripe).all(|run| run.device != leaving),
+        None => row_of(&*devices.membership, pool, stripe)
+            .is_ok_and(|row| stripe_io::verify_stripe(&*devices.membership, StripeId(stripe.stripe), &row).is_empty()),
     })
 }
 
@@ -399,8 +399,8 @@ impl Store {
         Ok(())
     }
 
-    /// Brings every archive back to full redundancy, as a repair does with stripes, and away from the device `leaving`.
-    /// One that cannot be read any more is given up.
+    /// Moves every archive off the device `leaving`; without one, brings them back to full redundancy, as repairs do with
+    /// other stripes. One that cannot be read any more is given up.
     pub(super) fn mend_archives(&self, leaving: Option<DeviceId>, progress: &mut Progress) -> Result<()> {
         let Ok((pool, devices)) = self.whole() else { return Ok(()) };
         let _only = lock(&self.archives.writing);
@@ -415,7 +415,7 @@ impl Store {
             });
             match whole {
                 Ok(()) => {
-                    if held.archive.indirect && !is_whole(&devices, pool.uuid(), &held.archive.stripes, leaving) {
+                    if held.archive.indirect && !may_stay(&devices, pool.uuid(), &held.archive.stripes, leaving) {
                         // It differs from what is known, so its list is written anew.
                         held.archive.stripes.clear();
                     }
@@ -434,7 +434,7 @@ impl Store {
         if next == known { devices.barrier() } else { self.name_archives(&pool, &devices, next, moved) }
     }
 
-    /// Rewrites the shards of a stripe that are bad, and moves those that are lost or on `leaving`.
+    /// Moves the shard a stripe has on `leaving`; without one, rewrites the shards that are bad and rebuilds those lost.
     fn mend_stripe(
         &self,
         pool: &Pool,
@@ -446,27 +446,32 @@ impl Store {
         let media = &*devices.membership;
         let id = StripeId(stripe.stripe);
         let row = row_of(media, pool.uuid(), stripe)?;
-        let bad = stripe_io::verify_stripe(media, id, &row);
+        let mut repaired = Repaired::default();
+        let mut homeless = Vec::new();
+        let mut bad = Vec::new();
+        if let Some(leaving) = leaving {
+            if let Some(index) = row.placements.iter().position(|place| place.device == leaving) {
+                let payload = match stripe_io::read_shard(media, &row, index) {
+                    Some(payload) => payload,
+                    None => stripe_io::rebuild_shards(media, id, &row, &[index])?.remove(0),
+                };
+                homeless.push((index as u8, payload));
+            }
+        } else {
+            bad = stripe_io::verify_stripe(media, id, &row);
+        }
         let wanted: Vec<usize> = bad.iter().map(|shard| usize::from(shard.index)).collect();
         let payloads = if bad.is_empty() { Vec::new() } else { stripe_io::rebuild_shards(media, id, &row, &wanted)? };
         let header = self.surviving_header(devices, &row, &wanted);
-        let mut repaired = Repaired::default();
-        let mut homeless = Vec::new();
         for (shard, payload) in bad.iter().zip(payloads) {
             let place = row.placements[usize::from(shard.index)];
-            let stays = shard.fault != Fault::Missing && Some(place.device) != leaving;
+            let stays = shard.fault != Fault::Missing;
             if stays && write_shard(devices, id, header.as_ref(), shard.index, place, &payload).is_ok() {
                 repaired.rewritten += 1;
             } else {
                 homeless.push((shard.index, payload));
             }
         }
-        let good_there = |(index, place): (usize, &Placement)| {
-            (Some(place.device) == leaving && !wanted.contains(&index))
-                .then(|| Some((index as u8, stripe_io::read_shard(media, &row, index)?)))
-                .flatten()
-        };
-        homeless.extend(row.placements.iter().enumerate().filter_map(good_there));
         let here = |place: &Placement| media.device(place.device).is_some();
         for (index, payload) in homeless {
             let taken: Vec<DeviceId> =

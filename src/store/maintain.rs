@@ -149,6 +149,7 @@ impl Store {
         // Shards that were never written for want of this device.
         let unwritten = |row: &StripeRow| row.placements.contains(&Placement::NONE);
         self.each_stripe(unwritten, progress, watch, |store, id| store.repair(id))?;
+        self.mend_archives(None, progress)?;
         self.settle_intents()?;
         self.settle_repairs()?;
         if self.holds_shards(old)? || self.archives_on(old) {
