@@ -386,6 +386,14 @@ fn rows_that_cannot_be_read_are_refused_and_not_left_out() {
     assert!(crate::format::export::row(250, &[], &[], &mut text).is_err());
 }
 
+/// Appends what it is given.
+fn collect(text: &mut Vec<u8>) -> impl FnMut(&[u8]) -> Result<()> {
+    |piece| {
+        text.extend_from_slice(piece);
+        Ok(())
+    }
+}
+
 #[test]
 fn p8_an_archive_exports_to_what_the_metadata_was() {
     use crate::base::Prng;
@@ -404,15 +412,11 @@ fn p8_an_archive_exports_to_what_the_metadata_was() {
     }
     let pool = store.pool().expect("a pool").clone();
     let header = ExportHeader { pool: pool.uuid(), name: "test".to_owned() };
-    let text = |write: &dyn Fn(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<ExportSummary>| {
+    let live = || {
         let mut text = Vec::new();
-        let summary = write(&mut |piece| {
-            text.extend_from_slice(piece);
-            Ok(())
-        });
+        let summary = store.view(|view| export(view, &header, &mut collect(&mut text)));
         summary.map(|summary| (text, summary))
     };
-    let live = || text(&|sink| store.view(|view| export(view, &header, sink)));
     let before = live().expect("export");
     let txn = archive(&store, pool.uuid(), 5).expect("archive");
     assert_eq!(txn, before.1.txn);
@@ -423,10 +427,14 @@ fn p8_an_archive_exports_to_what_the_metadata_was() {
 
     let label = &pool.state().label.archives[0].clone();
     let media = PoolMembership(pool.clone());
-    let archived = |header: &ExportHeader| text(&|sink| export_archive(&media, header, label, sink));
-    assert!(archived(&header).expect("archive") == before);
+    let archived = |media: &PoolMembership, header: &ExportHeader| {
+        let mut text = Vec::new();
+        let summary = export_archive(media, header, label, &mut collect(&mut text));
+        summary.map(|summary| (text, summary))
+    };
+    assert!(archived(&media, &header).expect("archive") == before);
     let other = ExportHeader { pool: Uuid([9; 16]), name: "test".to_owned() };
-    assert!(archived(&other).is_err(), "an archive of another pool");
+    assert!(archived(&media, &other).is_err(), "an archive of another pool");
 
     // With every copy of the metadata gone.
     let state = pool.state();
@@ -443,5 +451,5 @@ fn p8_an_archive_exports_to_what_the_metadata_was() {
     let mode = OpenMode { read_only: true, pool: None };
     let pool = Pool::open(&world.devices(), &mode, Arc::new(InlineEngine), Box::new(Prng::new(6))).expect("labels");
     let media = PoolMembership(Arc::new(pool));
-    assert!(text(&|sink| export_archive(&media, &header, label, sink)).expect("archive") == before);
+    assert!(archived(&media, &header).expect("archive") == before);
 }

@@ -23,7 +23,7 @@ pub fn is_due(service: &PoolService, ending: bool) -> bool {
 
 fn metadata_bytes(service: &PoolService) -> u64 {
     let chunk = u64::from(service.pool.state().label.meta.chunk_blocks) * BLOCK_SIZE;
-    service.store.volume_stats().map_or(0, |stats| u64::from(stats.chunks) * chunk)
+    service.store.volume_stats().map_or(0, |stats| stats.chunks * chunk)
 }
 
 /// Archives everything committed so far; durable when this returns.

@@ -86,24 +86,20 @@ pub(super) struct Archives {
 impl Archives {
     /// Takes up the archives the labels name and reserves their blocks. One that cannot be found, or lies where something
     /// else does, is given up.
-    pub fn load(pool: &Pool, devices: &Devices, meta: &Meta) -> Result<Archives> {
+    pub fn load(pool: &Pool, devices: &Devices, meta: &Meta) -> Archives {
         let archives = Archives::default();
         for archive in &pool.state().label.archives {
-            let held = content(&*devices.membership, pool.uuid(), archive)
-                .map(|content| Held { archive: archive.clone(), content });
-            let why = match held {
-                Ok(held) => match reserve_runs(devices, meta, &held)? {
-                    true => {
-                        lock(&archives.held).push(held);
-                        continue;
-                    }
-                    false => "its blocks are used by something else".to_owned(),
-                },
-                Err(error) => error.to_string(),
-            };
-            pool.note(format!("the metadata archive of transaction {} is given up: {why}", archive.txn));
+            let content = content(&*devices.membership, pool.uuid(), archive);
+            let held = content.and_then(|content| {
+                let held = Held { archive: archive.clone(), content };
+                reserve_runs(devices, meta, &held).map(|()| held)
+            });
+            match held {
+                Ok(held) => lock(&archives.held).push(held),
+                Err(why) => pool.note(given_up(archive, &why.to_string())),
+            }
         }
-        Ok(archives)
+        archives
     }
 
     fn next_stripe(&self, incarnation: Incarnation) -> StripeId {
@@ -112,21 +108,30 @@ impl Archives {
     }
 }
 
+fn given_up(archive: &Archive, why: &str) -> String {
+    format!("the metadata archive of transaction {} is given up: {why}", archive.txn)
+}
+
 /// Reserves the blocks of an archive on the devices that are known; all of them or none.
-fn reserve_runs(devices: &Devices, meta: &Meta, held: &Held) -> Result<bool> {
+fn reserve_runs(devices: &Devices, meta: &Meta, held: &Held) -> Result<()> {
     let mut allocator = lock(&devices.allocator);
     let mut taken = Vec::new();
     for run in held.runs() {
         if !allocator.has_device(run.device) {
             continue;
         }
-        if !allocator.hold(run, &mut |key| load_bitmap(meta, key))? {
-            taken.into_iter().for_each(|run| allocator.release(run));
-            return Ok(false);
-        }
-        taken.push(run);
+        let why = match allocator.hold(run, &mut |key| load_bitmap(meta, key)) {
+            Ok(true) => {
+                taken.push(run);
+                continue;
+            }
+            Ok(false) => Error::corrupt("its blocks are used by something else"),
+            Err(error) => error,
+        };
+        taken.into_iter().for_each(|run| allocator.release(run));
+        return Err(why);
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Where the content of an archive is.
@@ -422,7 +427,7 @@ impl Store {
                     next.push(held);
                 }
                 Err(Error::Corrupt(why)) => {
-                    pool.note(format!("the metadata archive of transaction {} is given up: {why}", held.archive.txn));
+                    pool.note(given_up(&held.archive, &why));
                 }
                 Err(error) => {
                     let mut allocator = lock(&devices.allocator);

@@ -103,7 +103,7 @@ fn assemble(
     if !is_new {
         log.claim_named(&mut lock(&devices.allocator), None);
     }
-    let archives = Archives::load(pool, &devices, &meta)?;
+    let archives = Archives::load(pool, &devices, &meta);
     migrate(&meta, pool.is_read_only())?;
     if !pool.is_read_only() {
         for member in without_row {
