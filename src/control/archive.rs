@@ -8,7 +8,7 @@ use crate::check;
 const MOST_AGE: i64 = 3600;
 /// Metadata of up to so many bytes is archived at each unmount. More takes longer than whoever unmounts likes to wait, and
 /// is archived when the newest archive has become too old.
-const SMALL: u64 = 256 << 20;
+const SMALL: u64 = 64 << 20;
 
 /// Whether an archive should be written now; `ending`: the pool is about to be unmounted.
 pub fn is_due(service: &PoolService, ending: bool) -> bool {

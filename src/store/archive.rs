@@ -147,8 +147,8 @@ fn content(media: &dyn Media, pool: Uuid, archive: &Archive) -> Result<Vec<Strip
     StripeLocation::decode_list(&list)
 }
 
-/// The row a stripe would have, from the header of any of its shards.
-fn row_of(media: &dyn Media, pool: Uuid, stripe: &StripeLocation) -> Result<StripeRow> {
+/// The row a stripe would have, and the header of one of its shards from which it is made.
+fn row_of(media: &dyn Media, pool: Uuid, stripe: &StripeLocation) -> Result<(StripeRow, ShardHeader)> {
     for (index, place) in stripe.placements.iter().map(placement).enumerate() {
         let Some(device) = (place != Placement::NONE).then(|| media.device(place.device)).flatten() else { continue };
         let mut block = AlignedBuf::scratch(BLOCK_SIZE as usize);
@@ -173,19 +173,37 @@ fn row_of(media: &dyn Media, pool: Uuid, stripe: &StripeLocation) -> Result<Stri
             && header.granule_shift == stripe_io::granule_shift(row.placements.len(), row.shard_blocks)
             && row.sums.len() == row.granules() * row.placements.len();
         if fits {
-            return Ok(row);
+            return Ok((row, header));
         }
     }
     Err(Error::corrupt(format!("no shard of stripe {} of a metadata archive can be read", stripe.stripe)))
 }
 
-/// Whether these stripes need nothing: no shard is on `leaving`; without one, every shard is good.
-fn may_stay(devices: &Devices, pool: Uuid, stripes: &[StripeLocation], leaving: Option<DeviceId>) -> bool {
-    stripes.iter().all(|stripe| match leaving {
-        Some(leaving) => runs(stripe).all(|run| run.device != leaving),
-        None => row_of(&*devices.membership, pool, stripe)
-            .is_ok_and(|row| stripe_io::verify_stripe(&*devices.membership, StripeId(stripe.stripe), &row).is_empty()),
-    })
+/// Which shards of archives are to be mended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Mend {
+    /// Those that are corrupt or on no device that is here.
+    Bad,
+    /// Those that were never written.
+    Unwritten,
+    /// Those on a device that is to be emptied, good or not.
+    On(DeviceId),
+}
+
+impl Mend {
+    /// The shards of a stripe that are meant, and why.
+    fn shards(self, media: &dyn Media, id: StripeId, row: &StripeRow) -> Vec<(usize, Fault)> {
+        let device = match self {
+            Mend::Bad => {
+                let bad = stripe_io::verify_stripe(media, id, row);
+                return bad.iter().map(|shard| (usize::from(shard.index), shard.fault)).collect();
+            }
+            Mend::Unwritten => Placement::NONE.device,
+            Mend::On(device) => device,
+        };
+        let there = row.placements.iter().enumerate().filter(|(_, place)| place.device == device);
+        there.map(|(index, _)| (index, Fault::Missing)).collect()
+    }
 }
 
 fn read_stripes(
@@ -195,7 +213,7 @@ fn read_stripes(
     sink: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     for stripe in stripes {
-        let row = row_of(media, pool, stripe)?;
+        let (row, _) = row_of(media, pool, stripe)?;
         let mut bytes = vec![0; stripe.payload_bytes as usize];
         let read = PayloadRead { id: StripeId(stripe.stripe), row: &row, start: 0, out: &mut bytes };
         stripe_io::read_payloads(media, &mut [read])?;
@@ -317,7 +335,7 @@ impl Store {
         let media = &*devices.membership;
         for stripe in held.iter().flat_map(Held::stripes) {
             let id = StripeId(stripe.stripe);
-            visit(row_of(media, pool.uuid(), stripe).map(|row| {
+            visit(row_of(media, pool.uuid(), stripe).map(|(row, _)| {
                 let bad = stripe_io::verify_stripe(media, id, &row);
                 (id, row, bad)
             }));
@@ -404,9 +422,8 @@ impl Store {
         Ok(())
     }
 
-    /// Moves every archive off the device `leaving`; without one, brings them back to full redundancy, as repairs do with
-    /// other stripes. One that cannot be read any more is given up.
-    pub(super) fn mend_archives(&self, leaving: Option<DeviceId>, progress: &mut Progress) -> Result<()> {
+    /// Mends every archive, as repairs do with other stripes. One that cannot be read any more is given up.
+    pub(super) fn mend_archives(&self, which: Mend, progress: &mut Progress) -> Result<()> {
         let Ok((pool, devices)) = self.whole() else { return Ok(()) };
         let _only = lock(&self.archives.writing);
         let known = lock(&self.archives.held).clone();
@@ -415,12 +432,17 @@ impl Store {
         for mut held in known.iter().cloned() {
             let whole = held.content.iter_mut().try_for_each(|stripe| {
                 progress.stripes += 1;
-                progress.repaired.add(self.mend_stripe(&pool, &devices, stripe, leaving, &mut moved)?);
+                progress.repaired.add(self.mend_stripe(&pool, &devices, stripe, which, &mut moved)?);
                 Ok(())
             });
             match whole {
                 Ok(()) => {
-                    if held.archive.indirect && !may_stay(&devices, pool.uuid(), &held.archive.stripes, leaving) {
+                    let needs_none = |stripe: &StripeLocation| {
+                        let row = row_of(&*devices.membership, pool.uuid(), stripe);
+                        let id = StripeId(stripe.stripe);
+                        row.is_ok_and(|(row, _)| which.shards(&*devices.membership, id, &row).is_empty())
+                    };
+                    if held.archive.indirect && !held.archive.stripes.iter().all(needs_none) {
                         // It differs from what is known, so its list is written anew.
                         held.archive.stripes.clear();
                     }
@@ -439,46 +461,42 @@ impl Store {
         if next == known { devices.barrier() } else { self.name_archives(&pool, &devices, next, moved) }
     }
 
-    /// Moves the shard a stripe has on `leaving`; without one, rewrites the shards that are bad and rebuilds those lost.
+    /// Rewrites shards in their place if they are only corrupt, and moves the others.
     fn mend_stripe(
         &self,
         pool: &Pool,
         devices: &Devices,
         stripe: &mut StripeLocation,
-        leaving: Option<DeviceId>,
+        which: Mend,
         moved: &mut BTreeSet<Run>,
     ) -> Result<Repaired> {
         let media = &*devices.membership;
         let id = StripeId(stripe.stripe);
-        let row = row_of(media, pool.uuid(), stripe)?;
-        let mut repaired = Repaired::default();
-        let mut homeless = Vec::new();
-        let mut bad = Vec::new();
-        if let Some(leaving) = leaving {
-            if let Some(index) = row.placements.iter().position(|place| place.device == leaving) {
-                let payload = match stripe_io::read_shard(media, &row, index) {
-                    Some(payload) => payload,
-                    None => stripe_io::rebuild_shards(media, id, &row, &[index])?.remove(0),
-                };
-                homeless.push((index as u8, payload));
+        let (row, header) = row_of(media, pool.uuid(), stripe)?;
+        let shards = which.shards(media, id, &row);
+        // What is to be moved may be good, and needed for want of others.
+        let good = match (which, shards.as_slice()) {
+            (Mend::On(_), [(index, _)]) => stripe_io::read_shard(media, &row, *index),
+            _ => None,
+        };
+        let payloads = match good {
+            Some(good) => vec![good],
+            None if shards.is_empty() => Vec::new(),
+            None => {
+                let wanted: Vec<usize> = shards.iter().map(|(index, _)| *index).collect();
+                stripe_io::rebuild_shards(media, id, &row, &wanted)?
             }
-        } else {
-            bad = stripe_io::verify_stripe(media, id, &row);
-        }
-        let wanted: Vec<usize> = bad.iter().map(|shard| usize::from(shard.index)).collect();
-        let payloads = if bad.is_empty() { Vec::new() } else { stripe_io::rebuild_shards(media, id, &row, &wanted)? };
-        let header = self.surviving_header(devices, &row, &wanted);
-        for (shard, payload) in bad.iter().zip(payloads) {
-            let place = row.placements[usize::from(shard.index)];
-            let stays = shard.fault != Fault::Missing;
-            if stays && write_shard(devices, id, header.as_ref(), shard.index, place, &payload).is_ok() {
-                repaired.rewritten += 1;
-            } else {
-                homeless.push((shard.index, payload));
-            }
-        }
+        };
         let here = |place: &Placement| media.device(place.device).is_some();
-        for (index, payload) in homeless {
+        let mut repaired = Repaired::default();
+        for ((index, fault), payload) in shards.into_iter().zip(&payloads) {
+            let place = row.placements[index];
+            let index = index as u8;
+            let stays = fault != Fault::Missing;
+            if stays && write_shard(devices, id, Some(&header), index, place, payload).is_ok() {
+                repaired.rewritten += 1;
+                continue;
+            }
             let taken: Vec<DeviceId> =
                 stripe.placements.iter().map(placement).filter(here).map(|place| place.device).collect();
             let load = &mut |key: &_| load_bitmap(&self.meta, key);
@@ -486,7 +504,7 @@ impl Store {
                 repaired.missing += 1;
                 continue;
             };
-            if let Err(error) = write_shard(devices, id, header.as_ref(), index, target, &payload) {
+            if let Err(error) = write_shard(devices, id, Some(&header), index, target, payload) {
                 lock(&devices.allocator).release(run_of(target, row.shard_blocks));
                 devices.membership.drop_member(target.device, &error)?;
                 repaired.missing += 1;

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::archive::Mend;
 use super::devices::Devices;
 use super::open::device_row;
 use super::repair::Repaired;
@@ -51,7 +52,7 @@ impl Store {
         let whole = self.each_stripe(|_| true, &mut progress, watch, |store, id| store.repair(id))?;
         if whole {
             self.settle_intents()?;
-            self.mend_archives(None, &mut progress)?;
+            self.mend_archives(Mend::Bad, &mut progress)?;
         }
         self.settle_repairs()?;
         if whole && progress.lost == 0 && progress.repaired.missing == 0 {
@@ -70,7 +71,7 @@ impl Store {
                 .any(|placement| *placement == Placement::NONE || devices.membership.device(placement.device).is_none())
         };
         if self.each_stripe(lacking, &mut progress, watch, |store, id| store.repair(id))? {
-            self.mend_archives(None, &mut progress)?;
+            self.mend_archives(Mend::Bad, &mut progress)?;
         }
         self.settle_intents()?;
         self.settle_repairs()?;
@@ -111,7 +112,7 @@ impl Store {
     fn empty(&self, device: DeviceId, progress: &mut Progress, watch: Watch<'_>) -> Result<()> {
         let on_it = |row: &StripeRow| row.placements.iter().any(|placement| placement.device == device);
         if self.each_stripe(on_it, progress, watch, |store, id| store.relocate(id, device))? {
-            self.mend_archives(Some(device), progress)?;
+            self.mend_archives(Mend::On(device), progress)?;
         }
         self.settle_repairs()
     }
@@ -149,7 +150,7 @@ impl Store {
         // Shards that were never written for want of this device.
         let unwritten = |row: &StripeRow| row.placements.contains(&Placement::NONE);
         self.each_stripe(unwritten, progress, watch, |store, id| store.repair(id))?;
-        self.mend_archives(None, progress)?;
+        self.mend_archives(Mend::Unwritten, progress)?;
         self.settle_intents()?;
         self.settle_repairs()?;
         if self.holds_shards(old)? || self.archives_on(old) {

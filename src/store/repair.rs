@@ -130,7 +130,7 @@ impl Store {
         }
         let wanted: Vec<usize> = bad.iter().map(|shard| usize::from(shard.index)).collect();
         let payloads = stripe_io::rebuild_shards(&*devices.membership, id, &row, &wanted)?;
-        let header = self.surviving_header(devices, &row, &wanted);
+        let header = self.surviving_header(devices, id, &row, &wanted);
         let mut lost = Vec::new();
         for (shard, payload) in bad.iter().zip(&payloads) {
             let placement = row.placements[usize::from(shard.index)];
@@ -174,7 +174,7 @@ impl Store {
             Some(payload) => payload,
             None => stripe_io::rebuild_shards(&*devices.membership, id, &row, &[index])?.remove(0),
         };
-        let header = self.surviving_header(devices, &row, &[]);
+        let header = self.surviving_header(devices, id, &row, &[]);
         drop(window);
         if self.move_shard(devices, id, index as u8, &payload, header.as_ref())? {
             repaired.rebuilt += 1;
@@ -185,12 +185,12 @@ impl Store {
     }
 
     /// A header of the stripe from any shard that is still good.
-    pub(super) fn surviving_header(&self, devices: &Devices, row: &StripeRow, bad: &[usize]) -> Option<ShardHeader> {
-        row.placements.iter().enumerate().filter(|(shard, _)| !bad.contains(shard)).find_map(|(_, placement)| {
+    fn surviving_header(&self, devices: &Devices, id: StripeId, row: &StripeRow, bad: &[usize]) -> Option<ShardHeader> {
+        row.placements.iter().enumerate().filter(|(shard, _)| !bad.contains(shard)).find_map(|(shard, placement)| {
             let device = devices.membership.device(placement.device)?;
             let mut block = AlignedBuf::scratch(BLOCK_SIZE as usize);
             device.read_at(placement.block.byte_offset(), &mut block).ok()?;
-            ShardHeader::decode(&block).ok()
+            ShardHeader::decode(&block).ok().filter(|header| header.belongs_to(id, row, shard as u8))
         })
     }
 
