@@ -399,13 +399,11 @@ fn p8_an_archive_exports_to_what_the_metadata_was() {
     use crate::base::Prng;
     use crate::device::InlineEngine;
     use crate::device::sim::SimWorld;
-    use crate::fs::{Fs, RootOwner};
     use crate::pool::{OpenMode, Pool};
     use crate::store::{PoolMembership, open_tests};
 
     let world = SimWorld::new(1, 6, 32 << 20);
     let store = open_tests::format(&world, 4, 2).expect("format");
-    store.transact(|tx, _| Fs::format(tx, &mut Prng::new(1), RootOwner::default())).expect("root");
     for number in 0..2_000u64 {
         let name = ConfigKey { name: format!("row {number}").into_bytes() };
         store.transact(|tx, _| tx.put::<Config>(&name, &vec![number as u8; 300])).expect("row");
