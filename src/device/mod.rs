@@ -40,7 +40,8 @@ pub trait Device: Send + Sync {
     fn flush(&self) -> Result<()>;
 
     /// Tells the device that the range holds nothing of use. Content afterwards is unspecified; not durable by itself.
-    fn discard(&self, offset: u64, len: u64) -> Result<()>;
+    /// `false`: the device is not interested, and nothing has happened.
+    fn discard(&self, offset: u64, len: u64) -> Result<bool>;
 
     /// What an engine needs to bypass the methods above; `None` for devices without a file behind them.
     fn raw(&self) -> Option<RawFile<'_>> {

@@ -86,6 +86,13 @@ impl Fs {
         ready.left = true;
     }
 
+    /// What is corrupt stays so: fsck names it.
+    fn leave_unless_corrupt(&self, error: &Error) {
+        if !matches!(error, Error::Corrupt(_)) {
+            self.leave_for_later();
+        }
+    }
+
     /// Searches again what could not be deleted.
     pub(super) fn retry_orphans(&self) {
         let mut ready = lock(&self.orphans.ready);
@@ -171,9 +178,7 @@ impl Fs {
                     match self.mutate(|change| self.delete_inodes(change, std::slice::from_ref(ino))) {
                         Ok(more) => again.extend(more),
                         Err(error) => {
-                            if !matches!(error, Error::Corrupt(_)) {
-                                self.leave_for_later();
-                            }
+                            self.leave_unless_corrupt(&error);
                             outcome = outcome.and(Err(error));
                         }
                     }
@@ -182,9 +187,7 @@ impl Fs {
                 return outcome;
             }
             Err(error) => {
-                if !matches!(error, Error::Corrupt(_)) {
-                    self.leave_for_later();
-                }
+                self.leave_unless_corrupt(&error);
                 return Err(error);
             }
             Ok(again) => again,

@@ -4,7 +4,7 @@
 //! - Only blocks that are free durably and read by nobody are discarded, and they are reserved meanwhile, so that nothing
 //!   is written there.
 //! - Little is reserved at a time, and on a device that is nearly full nothing: space that is promised to writers is there.
-//! - It is a hint: a device that fails it is left alone until the pool is opened again or trimmed.
+//! - It is a hint: a device that fails it, or is not interested, is left alone until the pool is opened again or trimmed.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -82,8 +82,8 @@ impl Store {
         Ok(())
     }
 
-    /// Discards all free space of the devices that are here and not nearly full. `watch` learns how many bytes it was so far; `false` stops it.
-    /// Returns how many it was in the end.
+    /// Discards all free space of the devices that are here and not nearly full. `watch` learns how many bytes it was so
+    /// far; `false` stops it. Returns how many it was in the end.
     pub fn trim(&self, watch: &mut dyn FnMut(u64) -> bool) -> Result<u64> {
         let Some(devices) = &self.devices else { return Ok(0) };
         lock(&self.discards.refusing).clear();
@@ -125,8 +125,14 @@ impl Store {
             let Some(device) = devices.membership.device(run.device) else { continue };
             let length = u64::from(run.blocks) * BLOCK_SIZE;
             match device.discard(run.block.0 * BLOCK_SIZE, length) {
-                Ok(()) => bytes += length,
-                Err(_) => drop(lock(&self.discards.refusing).insert(run.device)),
+                Ok(true) => bytes += length,
+                Ok(false) => drop(lock(&self.discards.refusing).insert(run.device)),
+                Err(error) => {
+                    lock(&self.discards.refusing).insert(run.device);
+                    if let Some(pool) = &self.pool {
+                        pool.note(format!("no more discards to {} until it is trimmed: {error}", device.name()));
+                    }
+                }
             }
         }
         let mut allocator = lock(&devices.allocator);

@@ -78,7 +78,7 @@ impl Device for Attached {
         self.device.flush()
     }
 
-    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+    fn discard(&self, offset: u64, len: u64) -> Result<bool> {
         self.request("discard")?;
         self.device.discard(offset, len)
     }

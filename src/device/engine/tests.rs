@@ -291,8 +291,8 @@ impl Device for Trap {
     fn flush(&self) -> Result<()> {
         Ok(())
     }
-    fn discard(&self, _: u64, _: u64) -> Result<()> {
-        Ok(())
+    fn discard(&self, _: u64, _: u64) -> Result<bool> {
+        Ok(true)
     }
 }
 
@@ -322,7 +322,7 @@ impl Device for Slow<'_> {
     fn flush(&self) -> Result<()> {
         self.inner.flush()
     }
-    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+    fn discard(&self, offset: u64, len: u64) -> Result<bool> {
         self.inner.discard(offset, len)
     }
 }
@@ -365,8 +365,8 @@ fn a_panic_goes_on_in_the_caller_after_all_others_are_done() {
         fn flush(&self) -> Result<()> {
             Ok(())
         }
-        fn discard(&self, _: u64, _: u64) -> Result<()> {
-            Ok(())
+        fn discard(&self, _: u64, _: u64) -> Result<bool> {
+            Ok(true)
         }
     }
     let trap = TrapAfter(&start);

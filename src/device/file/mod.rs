@@ -146,21 +146,20 @@ impl Device for FileDevice {
         }
     }
 
-    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+    fn discard(&self, offset: u64, len: u64) -> Result<bool> {
         self.writable()?;
         bounds::check(&self.name, "discard", self.size, offset, len)?;
         if len == 0 || !self.discards.load(Ordering::Relaxed) {
-            return Ok(());
+            return Ok(false);
         }
         let _watch = self.in_flight.start();
         loop {
             match self.discard_range(offset, len) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(true),
                 Err(Errno::INTR) => {}
                 Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => {
-                    // Only a hint: where nobody listens there is nothing to do.
                     self.discards.store(false, Ordering::Relaxed);
-                    return Ok(());
+                    return Ok(false);
                 }
                 Err(error) => return Err(Error::io(&*self.name, "discard", error.into())),
             }

@@ -145,7 +145,7 @@ impl Device for SimDevice {
         Ok(())
     }
 
-    fn discard(&self, offset: u64, len: u64) -> Result<()> {
+    fn discard(&self, offset: u64, len: u64) -> Result<bool> {
         bounds::check(&self.name, "discard", self.size, offset, len)?;
         let mut guard = self.enter(On::Discard);
         let inner = &mut *guard;
@@ -158,7 +158,7 @@ impl Device for SimDevice {
         let (mode, seed) = (device.discard, device.prng.next());
         let (first, count) = (offset / BLOCK as u64, len / BLOCK as u64);
         inner.append(self.index, Kind::Discard { first, count, mode, seed });
-        Ok(())
+        Ok(true)
     }
 
     fn stalled_ns(&self) -> Option<u64> {

@@ -110,7 +110,7 @@ fn compaction_changes_no_crash_state() {
                 let target = world.device(device);
                 match what {
                     0 => target.flush().unwrap(),
-                    1 => target.discard(block * B as u64, 2 * B as u64).unwrap(),
+                    1 => drop(target.discard(block * B as u64, 2 * B as u64).unwrap()),
                     2 => world.flip_bits(device, 0..64 << 10, 1),
                     3 => {
                         world.fault(device, Fault::Fail { on: On::Flush, nth: 0, sticky: false });
