@@ -82,10 +82,20 @@ impl RedoLog for MemoryLog {
 /// Makes all data written so far durable; called before the metadata that refers to it.
 pub trait DataBarrier: Send + Sync {
     fn barrier(&self) -> Result<()>;
+    /// Whether a barrier found data that a device may not have kept: then it has to be given up.
+    fn in_doubt(&self) -> bool;
+    /// Lets the rows do without the data in doubt.
+    fn give_up(&self, tx: &mut Tx<'_>) -> Result<()>;
 }
 
 impl DataBarrier for () {
     fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+    fn in_doubt(&self) -> bool {
+        false
+    }
+    fn give_up(&self, _: &mut Tx<'_>) -> Result<()> {
         Ok(())
     }
 }
@@ -231,6 +241,15 @@ impl Meta {
             return Err(Error::ReadOnly);
         }
         self.relieve()?;
+        self.transact_unrelieved(body, committed)
+    }
+
+    /// As [`Meta::transact_then`], for whoever holds `seal`.
+    fn transact_unrelieved<T>(
+        &self,
+        body: impl FnOnce(&mut Tx<'_>) -> Result<T>,
+        committed: impl FnOnce(&T),
+    ) -> Result<(T, TxnId)> {
         let mut writer = lock(&self.writer);
         self.check()?;
         let id = TxnId(writer.last.0 + 1);
@@ -362,16 +381,39 @@ impl Meta {
         let wanted = self.committed();
         let _seal = lock(&self.seal);
         self.check()?;
-        if self.durable() >= wanted {
+        if self.durable() >= wanted && !self.barrier.in_doubt() {
             return Ok(());
         }
-        let (groups, last) = lock(&self.writer).take_pending();
-        let sealed = self.barrier.barrier().and_then(|()| self.log.append(&groups));
+        let sealed = self.take_behind_barrier().and_then(|(groups, last)| Ok((self.log.append(&groups)?, last)));
         match sealed.map_err(|error| self.poison(&error.to_string()))? {
-            Appended::Durable => self.durable.store(last.0, Ordering::Release),
-            Appended::CheckpointFirst => self.checkpoint_sealed()?,
+            (Appended::Durable, last) => self.durable.store(last.0, Ordering::Release),
+            (Appended::CheckpointFirst, _) => self.checkpoint_sealed()?,
         }
         Ok(())
+    }
+
+    /// Takes the pending groups once all data they refer to is durable. What a device may not have kept is given up by a
+    /// transaction among them: nothing in doubt is ever published. The caller holds `seal`.
+    fn take_behind_barrier(&self) -> Result<(Vec<RedoGroup>, TxnId)> {
+        let mut groups = Vec::new();
+        loop {
+            let (more, last) = lock(&self.writer).take_pending();
+            groups.extend(more);
+            self.barrier.barrier()?;
+            if !self.barrier.in_doubt() {
+                return Ok((groups, last));
+            }
+            self.give_up_doubtful()?;
+        }
+    }
+
+    /// The caller holds `seal`.
+    fn give_up_doubtful(&self) -> Result<()> {
+        let body = |tx: &mut Tx<'_>| {
+            tx.commit_at_once();
+            self.barrier.give_up(tx)
+        };
+        self.transact_unrelieved(body, |()| ()).map(drop)
     }
 
     /// Moves everything into home and empties the log.
@@ -389,11 +431,18 @@ impl Meta {
 
     /// The part of a checkpoint that holds up transactions. The caller holds `seal`.
     fn checkpoint_sealed(&self) -> Result<()> {
-        let mut writer = lock(&self.writer);
+        let mut writer = loop {
+            let writer = lock(&self.writer);
+            self.barrier.barrier().map_err(|error| self.poison(&error.to_string()))?;
+            if !self.barrier.in_doubt() {
+                break writer;
+            }
+            drop(writer);
+            self.give_up_doubtful().map_err(|error| self.poison(&error.to_string()))?;
+        };
         self.poison_on_panic(|| self.settle_locked(&mut lock(&self.open)))
             .map_err(|error| self.poison(&error.to_string()))?;
         let (_, last) = writer.take_pending();
-        self.barrier.barrier().map_err(|error| self.poison(&error.to_string()))?;
         let commit = &mut || {
             let mut write = self.db().begin_write().map_err(store_error)?;
             write.set_durability(Durability::Immediate).map_err(store_error)?;

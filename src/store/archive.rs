@@ -299,6 +299,7 @@ impl Store {
     /// Begins a new archive; waits while another one is written.
     pub fn archive_writer(&self) -> Result<ArchiveWriter<'_>> {
         let (pool, devices) = self.whole()?;
+        self.meta.check()?;
         Ok(ArchiveWriter {
             store: self,
             pool,

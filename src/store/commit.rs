@@ -327,7 +327,16 @@ impl Store {
     /// Makes a written stripe part of the pool, with so many live bytes.
     pub(super) fn put_stripe(&self, tx: &mut Tx<'_>, stripe: &Written, live: u32, ledger: &mut Ledger) -> Result<()> {
         let Some(devices) = &self.devices else { return Ok(()) };
-        let degraded = stripe.allocation.placements.contains(&Placement::NONE);
+        let mut placements = stripe.allocation.placements.clone();
+        for placement in placements.iter_mut().filter(|placement| devices.is_in_doubt(stripe.id, placement.device)) {
+            let lost = std::mem::replace(placement, Placement::NONE);
+            ledger.unused.push((lost, stripe.allocation.shard_blocks));
+        }
+        let left = placements.iter().filter(|placement| **placement != Placement::NONE).count();
+        if left < usize::from(stripe.allocation.geometry.k()) {
+            return Err(Error::Unavailable("too many devices failed while a stripe was written".to_owned()));
+        }
+        let degraded = left < placements.len();
         let row = StripeRow {
             k: stripe.allocation.geometry.k(),
             m: stripe.allocation.geometry.m(),
@@ -337,7 +346,7 @@ impl Store {
             birth: tx.id(),
             incarnation: devices.membership.incarnation(),
             payload_bytes: stripe.payload.used as u32,
-            placements: stripe.allocation.placements.clone(),
+            placements,
             sums: stripe.sums.clone(),
         };
         tx.put::<Stripes>(&stripe.id, &row)?;

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - When a transaction that refers to a shard commits, the shard's write has completed, and it is in `dirty` until a
 //!   flush that began after that write succeeded. When that flush fails or the device is dropped before, it is in
-//!   `doubtful` until its stripe has given it up: reading it proves nothing, because a cache may answer.
+//!   `doubts` until its stripe has given it up, which is durable before or with anything that refers to it: reading it
+//!   proves nothing, because a cache may answer.
 //! - Stripe numbers handed out lie below the durable `NextStripe` counter.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,7 +16,7 @@ use crate::device::{Op, Request};
 use crate::erasure::{Codec, Geometry};
 use crate::format::label::GroupLayout;
 use crate::format::rows::{GroupKey, MAX_SHARD_BLOCKS, Placement};
-use crate::meta::DataBarrier;
+use crate::meta::{DataBarrier, Tx};
 use crate::pool::allocator::{Allocator, Loader, Run};
 use crate::pool::placement::{self, Target};
 use crate::pool::stripe_io::Media;
@@ -61,12 +62,21 @@ impl Allocation {
     }
 }
 
+/// Shards of which nobody knows whether they were kept.
+#[derive(Default)]
+pub(super) struct Doubts {
+    /// Their stripes have to give them up.
+    pub open: BTreeSet<(StripeId, DeviceId)>,
+    /// No stripe refers to them, and none may.
+    pub early: BTreeSet<(StripeId, DeviceId)>,
+}
+
 /// Devices, free space and what has to be flushed.
 pub struct Devices {
     pub membership: Arc<dyn Membership>,
     pub allocator: Mutex<Allocator>,
     dirty: Mutex<BTreeMap<DeviceId, BTreeSet<StripeId>>>,
-    doubtful: Mutex<BTreeSet<(StripeId, DeviceId)>>,
+    pub(super) doubts: Mutex<Doubts>,
     /// Held during a barrier: a second one waits for what the first one flushes.
     flushing: Mutex<()>,
     codecs: Mutex<HashMap<(u8, u8), Arc<Codec>>>,
@@ -80,7 +90,7 @@ impl Devices {
             membership,
             allocator: Mutex::default(),
             dirty: Mutex::default(),
-            doubtful: Mutex::default(),
+            doubts: Mutex::default(),
             flushing: Mutex::default(),
             codecs: Mutex::default(),
             stripes: Mutex::new(0..0),
@@ -219,9 +229,9 @@ impl Devices {
         }
     }
 
-    /// Shards of which nobody knows whether they were kept; their stripes must give them up.
-    pub fn take_doubtful(&self) -> BTreeSet<(StripeId, DeviceId)> {
-        std::mem::take(&mut *lock(&self.doubtful))
+    /// Whether a shard that was written, and that no stripe refers to yet, must be done without.
+    pub fn is_in_doubt(&self, stripe: StripeId, device: DeviceId) -> bool {
+        lock(&self.doubts).early.contains(&(stripe, device))
     }
 
     /// Opens a window in which the blocks of states from `committed` on are not given away.
@@ -257,7 +267,7 @@ impl Drop for ReadWindow<'_> {
 
 impl Devices {
     fn doubt(&self, device: DeviceId, stripes: BTreeSet<StripeId>) {
-        lock(&self.doubtful).extend(stripes.into_iter().map(|stripe| (stripe, device)));
+        lock(&self.doubts).open.extend(stripes.into_iter().map(|stripe| (stripe, device)));
     }
 }
 
@@ -285,6 +295,14 @@ impl DataBarrier for Devices {
             }
         }
         Ok(())
+    }
+
+    fn in_doubt(&self) -> bool {
+        !lock(&self.doubts).open.is_empty()
+    }
+
+    fn give_up(&self, tx: &mut Tx<'_>) -> Result<()> {
+        self.give_up_doubtful(tx)
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Ledger {
     pub freed: Vec<(Placement, u32)>,
     /// Shards whose reserved blocks now belong to a stripe.
     pub placed: Vec<(Placement, u32)>,
+    /// Shards whose reserved blocks are not needed.
+    pub unused: Vec<(Placement, u32)>,
     /// Truncates that continue in the background.
     pub truncates: Vec<(Ino, u64, TxnId)>,
     /// Stripes of which less than half is live.

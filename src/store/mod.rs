@@ -182,9 +182,6 @@ impl Store {
     /// Makes everything committed so far durable; what became free by it can be used again.
     pub fn durable_point(&self) -> Result<()> {
         self.meta.durable_point()?;
-        if self.give_up_doubtful()? {
-            self.meta.durable_point()?;
-        }
         self.reclaim_freed();
         Ok(())
     }
@@ -205,6 +202,10 @@ impl Store {
         if let Some(devices) = &self.devices {
             let mut allocator = lock(&devices.allocator);
             ledger.placed.iter().for_each(|(placement, blocks)| allocator.commit(devices::run_of(*placement, *blocks)));
+            ledger
+                .unused
+                .iter()
+                .for_each(|(placement, blocks)| allocator.release(devices::run_of(*placement, *blocks)));
         }
         if !ledger.truncates.is_empty() {
             let mut truncates = lock(&self.truncates);

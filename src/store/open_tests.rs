@@ -190,3 +190,66 @@ fn what_was_durable_survives_a_power_cut_at_any_moment() {
         }
     }
 }
+
+#[test]
+fn p2_nothing_refers_to_a_shard_that_a_failed_flush_left_in_doubt() {
+    use crate::base::DeviceId;
+    use crate::device::sim::{Fault, On};
+    use crate::format::table::Stripes;
+    use crate::meta::Visit;
+    use std::ops::Bound;
+
+    let on_device = |store: &Store| {
+        let mut shards = 0;
+        let count = |_, row: crate::format::rows::StripeRow| {
+            shards += row.placements.iter().filter(|placement| placement.device == DeviceId(3)).count();
+            Ok(Visit::Continue(()))
+        };
+        store.view(|view| view.scan::<Stripes>((Bound::Unbounded, Bound::Unbounded), count)).unwrap();
+        shards
+    };
+    // The flush fails after the shard was written, before any transaction refers to it.
+    let world = SimWorld::new(39, 6, SIZE);
+    let store = format(&world, 4, 2).unwrap();
+    store.durable_point().unwrap();
+    let early = content(&mut Prng::new(2), 500_000);
+    let new = ContentWrite { ino: Ino(2), offset: 0, bytes: SharedBytes::new(early.clone()) };
+    let turn = || {
+        world.fault(3, Fault::Fail { on: On::Flush, nth: 0, sticky: true });
+        write(&store, 3, vec![1; 10])?;
+        store.durable_point()
+    };
+    store.commit_in_turn(&[new], Inline::Small, turn, |_, _| Ok(())).unwrap();
+    assert_eq!(on_device(&store), 0);
+    store.durable_point().unwrap();
+    assert!(read(&store, 2, early.len()) == early);
+
+    type Act = fn(&Store) -> Result<()>;
+    let acts: [Act; 3] =
+        [|store| store.meta().checkpoint(), |store| store.meta().durable_point(), |store| store.durable_point()];
+    for (case, act) in acts.into_iter().enumerate() {
+        let world = SimWorld::new(40 + case as u64, 6, SIZE);
+        let store = format(&world, 4, 2).unwrap();
+        store.durable_point().unwrap();
+        let mut prng = Prng::new(3);
+        let first = content(&mut prng, 500_000);
+        write(&store, 2, first.clone()).unwrap();
+        assert!(on_device(&store) > 0, "the test is about shards there");
+        world.fault(3, Fault::Fail { on: On::Flush, nth: 0, sticky: true });
+        act(&store).unwrap();
+        assert_eq!(on_device(&store), 0);
+        // The process is killed, and its successor finds the device again, with all that its cache still has.
+        drop(store);
+        world.heal(3);
+        let store = open(&world, &[0, 1, 2, 3, 4, 5], 7).unwrap();
+        assert_eq!(on_device(&store), 0, "case {case}");
+        store.mend_metadata().unwrap();
+        store.rebuild(&mut |_| true).unwrap();
+        assert!(on_device(&store) > 0, "rebuilt there");
+        for lost in [[0, 1], [2, 5]] {
+            let left: Vec<usize> = (0..6).filter(|at| !lost.contains(at)).collect();
+            let world = world.fork();
+            assert!(read(&open(&world, &left, 8).unwrap(), 2, first.len()) == first);
+        }
+    }
+}

@@ -217,8 +217,13 @@ impl Store {
             devices.membership.drop_member(target.device, &error)?;
             return Ok(false);
         }
+        let mut kept = true;
         let moved = self.transact(|tx, ledger| {
             let Some(mut row) = tx.get::<Stripes>(&id)? else { return Ok(false) };
+            kept = !devices.is_in_doubt(id, target.device);
+            if !kept {
+                return Ok(false);
+            }
             let old = std::mem::replace(&mut row.placements[usize::from(index)], target);
             give_up(tx, ledger, &row, old)?;
             bitmap::mark(tx, target.device, target.block.0, bitmap::shard_blocks(&row), true)?;
@@ -229,7 +234,7 @@ impl Store {
         if !matches!(moved, Ok(true)) {
             lock(&devices.allocator).release(run_of(target, row.shard_blocks));
         }
-        moved.map(|_| true)
+        moved.map(|_| kept)
     }
 
     fn mark_whole(&self, id: StripeId) -> Result<()> {
@@ -238,27 +243,6 @@ impl Store {
             row.state = StripeState::Whole;
             tx.put::<Stripes>(&id, &row)
         })
-    }
-
-    /// Lets stripes give up shards that a device may have lost without saying so, to be rebuilt; whether there were any.
-    pub(super) fn give_up_doubtful(&self) -> Result<bool> {
-        let Some(devices) = &self.devices else { return Ok(false) };
-        let doubtful = devices.take_doubtful();
-        for (id, device) in &doubtful {
-            self.transact(|tx, ledger| {
-                let Some(mut row) = tx.get::<Stripes>(id)? else { return Ok(()) };
-                let Some(index) = row.placements.iter().position(|placement| placement.device == *device) else {
-                    return Ok(());
-                };
-                let old = std::mem::replace(&mut row.placements[index], Placement::NONE);
-                give_up(tx, ledger, &row, old)?;
-                row.state = StripeState::Degraded;
-                tx.put::<Stripes>(id, &row)?;
-                let intent = tx.bump_counter(Counter::NextIntent, 1)?;
-                tx.put::<Intents>(&intent, &Intent::Rebuild { stripe: id.0 })
-            })?;
-        }
-        Ok(!doubtful.is_empty())
     }
 
     /// Works off the first stored intent to rebuild from `from` on, and leaves `from` behind it; `None` when there is none.
@@ -305,6 +289,32 @@ impl Store {
             })
         })?;
         Ok((found, last))
+    }
+}
+
+impl Devices {
+    /// Lets stripes give up shards that a device may have lost without saying so, to be rebuilt.
+    pub(super) fn give_up_doubtful(&self, tx: &mut crate::meta::Tx<'_>) -> Result<()> {
+        let open = std::mem::take(&mut lock(&self.doubts).open);
+        for (id, device) in open {
+            let row = tx.get::<Stripes>(&id)?;
+            let on_it = |row: &StripeRow| row.placements.iter().position(|placement| placement.device == device);
+            let Some((mut row, index)) = row.and_then(|row| on_it(&row).map(|index| (row, index))) else {
+                // The transaction that was to refer to it is still to come, or never comes.
+                lock(&self.doubts).early.insert((id, device));
+                continue;
+            };
+            let mut ledger = Ledger::default();
+            let old = std::mem::replace(&mut row.placements[index], Placement::NONE);
+            give_up(tx, &mut ledger, &row, old)?;
+            row.state = StripeState::Degraded;
+            tx.put::<Stripes>(&id, &row)?;
+            let intent = tx.bump_counter(Counter::NextIntent, 1)?;
+            tx.put::<Intents>(&intent, &Intent::Rebuild { stripe: id.0 })?;
+            let mut allocator = lock(&self.allocator);
+            ledger.freed.iter().for_each(|(old, blocks)| allocator.free_later(tx.id(), run_of(*old, *blocks)));
+        }
+        Ok(())
     }
 }
 
