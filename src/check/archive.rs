@@ -15,7 +15,8 @@ use crate::transform::compress::{Compressor, Decompressor};
 const PIECE: usize = 64 << 10;
 
 /// Writes an archive of everything committed so far, made at `created` (seconds since 1970); durable when this returns.
-pub fn archive(store: &Store, pool: Uuid, created: i64) -> Result<TxnId> {
+/// `watch` says now and then whether to go on.
+pub fn archive(store: &Store, pool: Uuid, created: i64, watch: &dyn Fn() -> bool) -> Result<TxnId> {
     let mut writer = store.archive_writer()?;
     let txn = store.view(|view| {
         let txn = TxnId(view.counter(Counter::Txn)?);
@@ -28,6 +29,9 @@ pub fn archive(store: &Store, pool: Uuid, created: i64) -> Result<TxnId> {
             rows += 1;
             put_row(table, key, row, &mut piece)?;
             if piece.len() >= PIECE {
+                if !watch() {
+                    return Err(Error::Unavailable("the archive is put off".to_owned()));
+                }
                 compressor.push(&piece, &mut sink)?;
                 piece.clear();
             }
@@ -42,8 +46,8 @@ pub fn archive(store: &Store, pool: Uuid, created: i64) -> Result<TxnId> {
     Ok(txn)
 }
 
-/// Writes the metadata in an archive to `sink`, as [`super::export()`] wrote it, or would have, when the archive was made. Needs the labels
-/// and the devices, no metadata. What `sink` was given counts when this succeeds.
+/// Writes the metadata in an archive to `sink`, as [`super::export()`] would have when the archive was made. Needs the
+/// labels and the devices, no metadata. What `sink` was given counts when this succeeds.
 pub fn export_archive(
     media: &dyn Media,
     header: &ExportHeader,

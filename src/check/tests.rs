@@ -416,7 +416,7 @@ fn p8_an_archive_exports_to_what_the_metadata_was() {
         summary.map(|summary| (text, summary))
     };
     let before = live().expect("export");
-    let txn = archive(&store, pool.uuid(), 5).expect("archive");
+    let txn = archive(&store, pool.uuid(), 5, &|| true).expect("archive");
     assert_eq!(txn, before.1.txn);
     assert!(live().expect("export") == before, "writing an archive changes no row");
     store.transact(|tx, _| tx.delete::<Config>(&ConfigKey { name: b"row 7".to_vec() })).expect("change");

@@ -233,7 +233,7 @@ fn close(service: &PoolService, background: Option<Background>) -> Result<()> {
     if let Some(background) = background {
         background.stop()?;
         if archive::is_due(service, true)
-            && let Err(error) = archive::write(service)
+            && let Err(error) = archive::write(service, &|| true)
         {
             eprintln!("argosfs: the metadata was not archived: {error}");
         }
@@ -299,7 +299,8 @@ fn keep(
             if rounds >= archive_from
                 && may_archive
                 && archive::is_due(&service, false)
-                && let Err(error) = archive::write(&service)
+                && let Err(error) = archive::write(&service, &|| !ended.load(Ordering::Acquire))
+                && !ended.load(Ordering::Acquire)
             {
                 eprintln!("argosfs: the metadata was not archived: {error}");
                 archive_from = rounds + ARCHIVE_AGAIN;

@@ -12,12 +12,11 @@ const SMALL: u64 = 64 << 20;
 
 /// Whether an archive should be written now; `ending`: the pool is about to be unmounted.
 pub fn is_due(service: &PoolService, ending: bool) -> bool {
-    let archives = service.store.archives();
-    let Some(newest) = archives.first() else { return true };
-    if newest.txn == service.store.meta().committed().0 {
+    let Some((txn, created)) = service.store.newest_archive() else { return true };
+    if txn == service.store.meta().committed() {
         return false;
     }
-    let age = service.options.clock.now().seconds.saturating_sub(newest.created);
+    let age = service.options.clock.now().seconds.saturating_sub(created);
     !(0..MOST_AGE).contains(&age) || (ending && metadata_bytes(service) <= SMALL)
 }
 
@@ -26,7 +25,7 @@ fn metadata_bytes(service: &PoolService) -> u64 {
     service.store.volume_stats().map_or(0, |stats| stats.chunks * chunk)
 }
 
-/// Archives everything committed so far; durable when this returns.
-pub fn write(service: &PoolService) -> Result<TxnId> {
-    check::archive(&service.store, service.pool.uuid(), service.options.clock.now().seconds)
+/// Archives everything committed so far; durable when this returns. `watch` says now and then whether to go on.
+pub fn write(service: &PoolService, watch: &dyn Fn() -> bool) -> Result<TxnId> {
+    check::archive(&service.store, service.pool.uuid(), service.options.clock.now().seconds, watch)
 }

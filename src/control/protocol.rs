@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::Error;
 
 /// Version of the protocol; a daemon refuses others.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// A request with the version of the protocol it is in.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -243,7 +243,7 @@ pub struct StripeLocation {
 }
 
 /// Most bytes of a list of stripes kept outside the label.
-const LIST_MAX: usize = 64 << 20;
+pub const LIST_MAX: usize = 64 << 20;
 type ListWire = Configuration<true, LIST_MAX>;
 const LIST_WIRE: ListWire = Configuration::default().with_preallocation_size_limit::<LIST_MAX>();
 

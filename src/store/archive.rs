@@ -17,10 +17,10 @@ use super::repair::{Repaired, write_shard};
 use super::{Store, lock, pack};
 use crate::base::{BLOCK_SIZE, BlockNo, DeviceId, Error, Incarnation, Ino, Result, StripeId, TxnId, Uuid};
 use crate::device::buffer::AlignedBuf;
-use crate::format::label::{Archive, ShardLocation, StripeLocation};
+use crate::format::label::{Archive, LIST_MAX, ShardLocation, StripeLocation};
 use crate::format::rows::{Placement, StripeRow, StripeState};
 use crate::format::shard::ShardHeader;
-use crate::meta::{DataBarrier, Meta};
+use crate::meta::Meta;
 use crate::pool::Pool;
 use crate::pool::allocator::{Allocator, Run};
 use crate::pool::stripe_io::{self, BadShard, Fault, Media, PayloadRead};
@@ -28,7 +28,9 @@ use crate::pool::stripe_io::{self, BadShard, Fault, Media, PayloadRead};
 /// Archives the labels name.
 const KEPT: usize = 2;
 /// Bytes of a label that the list of one archive's stripes may take; longer lists go to stripes themselves.
-const LIST_IN_LABEL: usize = 16 << 10;
+const LIST_IN_LABEL: usize = 8 << 10;
+/// Bytes of an archive read at once.
+const PIECE: usize = 1 << 20;
 /// Set in the numbers of the stripes of archives: no row has one.
 const NUMBER_BIT: u64 = 1 << 63;
 /// The content of archives belongs to no inode.
@@ -50,6 +52,19 @@ impl Held {
 
     fn runs(&self) -> impl Iterator<Item = Run> + '_ {
         self.stripes().flat_map(runs)
+    }
+
+    /// Does without shards that a device may not have kept. A list outside the label stays as it was written: readers
+    /// check what they find.
+    fn leave_out_doubtful(&mut self, devices: &Devices) {
+        for stripe in self.archive.stripes.iter_mut().chain(&mut self.content) {
+            let id = StripeId(stripe.stripe);
+            for place in stripe.placements.iter_mut() {
+                if devices.is_in_doubt(id, DeviceId(place.device)) {
+                    *place = shard_location(&Placement::NONE);
+                }
+            }
+        }
     }
 }
 
@@ -139,6 +154,10 @@ fn content(media: &dyn Media, pool: Uuid, archive: &Archive) -> Result<Vec<Strip
     if !archive.indirect {
         return Ok(archive.stripes.clone());
     }
+    let length: u64 = archive.stripes.iter().map(|stripe| u64::from(stripe.payload_bytes)).sum();
+    if length > LIST_MAX as u64 {
+        return Err(Error::corrupt(format!("the list of an archive's stripes has {length} bytes")));
+    }
     let mut list = Vec::new();
     read_stripes(media, pool, &archive.stripes, &mut |bytes| {
         list.extend_from_slice(bytes);
@@ -191,6 +210,15 @@ pub(super) enum Mend {
 }
 
 impl Mend {
+    /// Gives up the shard that is meant of a stripe that cannot be reconstructed: one on a device that leaves. The others
+    /// may come back.
+    fn do_without(self, stripe: &mut StripeLocation) {
+        if let Mend::On(device) = self {
+            let there = stripe.placements.iter_mut().filter(|place| place.device == device.0);
+            there.for_each(|place| *place = shard_location(&Placement::NONE));
+        }
+    }
+
     /// The shards of a stripe that are meant, and why.
     fn shards(self, media: &dyn Media, id: StripeId, row: &StripeRow) -> Vec<(usize, Fault)> {
         let device = match self {
@@ -214,10 +242,14 @@ fn read_stripes(
 ) -> Result<()> {
     for stripe in stripes {
         let (row, _) = row_of(media, pool, stripe)?;
-        let mut bytes = vec![0; stripe.payload_bytes as usize];
-        let read = PayloadRead { id: StripeId(stripe.stripe), row: &row, start: 0, out: &mut bytes };
-        stripe_io::read_payloads(media, &mut [read])?;
-        sink(&bytes)?;
+        let whole = stripe.payload_bytes as usize;
+        let mut bytes = vec![0; whole.min(PIECE)];
+        for start in (0..whole).step_by(PIECE) {
+            let out = &mut bytes[..(whole - start).min(PIECE)];
+            let read = PayloadRead { id: StripeId(stripe.stripe), row: &row, start: start as u32, out };
+            stripe_io::read_payloads(media, &mut [read])?;
+            sink(&bytes[..(whole - start).min(PIECE)])?;
+        }
     }
     Ok(())
 }
@@ -263,8 +295,17 @@ impl ArchiveWriter<'_> {
         while self.buffer.len() >= full {
             let rest = self.buffer.split_off(full);
             let bytes = std::mem::replace(&mut self.buffer, rest);
-            self.content.extend(self.store.write_archived(&self.devices, bytes)?);
+            self.put(bytes)?;
         }
+        Ok(())
+    }
+
+    /// Writes a stripe, in space that is promised to nobody else.
+    fn put(&mut self, bytes: Vec<u8>) -> Result<()> {
+        let promise = self.store.reserve(bytes.len() as u64)?;
+        let written = self.store.write_archived(&self.devices, bytes);
+        self.store.release(promise);
+        self.content.extend(written?);
         Ok(())
     }
 
@@ -272,7 +313,7 @@ impl ArchiveWriter<'_> {
     pub fn finish(mut self, txn: TxnId, created: i64) -> Result<()> {
         let last = std::mem::take(&mut self.buffer);
         if !last.is_empty() {
-            self.content.extend(self.store.write_archived(&self.devices, last)?);
+            self.put(last)?;
         }
         let archive = Archive {
             txn: txn.0,
@@ -317,6 +358,11 @@ impl Store {
         lock(&self.archives.held).iter().map(|held| held.archive.clone()).collect()
     }
 
+    /// Transaction and time of the newest archive.
+    pub fn newest_archive(&self) -> Option<(TxnId, i64)> {
+        lock(&self.archives.held).first().map(|held| (TxnId(held.archive.txn), held.archive.created))
+    }
+
     /// The blocks of all archives.
     pub fn archive_runs(&self) -> Vec<Run> {
         all_runs(&lock(&self.archives.held)).into_iter().collect()
@@ -343,12 +389,26 @@ impl Store {
         }
     }
 
-    /// Reserves the blocks that archives have on a device whose space has just become known.
-    pub(super) fn reserve_archived(&self, allocator: &mut Allocator, id: DeviceId) -> Result<()> {
-        for run in self.archive_runs().into_iter().filter(|run| run.device == id) {
-            allocator.hold(run, &mut |key| load_bitmap(&self.meta, key))?;
-        }
-        Ok(())
+    /// Reserves the blocks that archives have on a device whose space has just become known. An archive whose blocks
+    /// there were given to something else is given up.
+    pub(super) fn reserve_archived(&self, pool: &Pool, allocator: &mut Allocator, id: DeviceId) {
+        let mut held = lock(&self.archives.held);
+        held.retain(|one| {
+            let mut taken = Vec::new();
+            for run in one.runs().filter(|run| run.device == id) {
+                if !matches!(allocator.hold(run, &mut |key| load_bitmap(&self.meta, key)), Ok(true)) {
+                    let elsewhere = one.runs().filter(|run| run.device != id);
+                    taken.into_iter().chain(elsewhere).for_each(|run| allocator.release(run));
+                    pool.note(given_up(
+                        &one.archive,
+                        "its blocks on a device that came back are used by something else",
+                    ));
+                    return false;
+                }
+                taken.push(run);
+            }
+            true
+        });
     }
 
     /// Whether an archive has a shard on the device.
@@ -358,11 +418,9 @@ impl Store {
 
     /// Writes bytes to stripes of their own and says where they are.
     fn write_archived(&self, devices: &Devices, bytes: Vec<u8>) -> Result<Vec<StripeLocation>> {
-        let promise = self.reserve(bytes.len() as u64)?;
         let writes = [ContentWrite { ino: NO_INODE, offset: 0, bytes: SharedBytes::new(bytes) }];
         let mut next = || Ok(self.archives.next_stripe(devices.membership.incarnation()));
         let written = self.write_stripes(devices, &mut next, &writes, pack::plan_moved);
-        self.release(promise);
         let location = |stripe: Written| StripeLocation {
             stripe: stripe.id.0,
             k: stripe.allocation.geometry.k(),
@@ -383,25 +441,30 @@ impl Store {
         mut next: Vec<Held>,
         mut moved: BTreeSet<Run>,
     ) -> Result<()> {
-        let named = self.write_lists(devices, &mut next).and_then(|()| {
-            devices.barrier()?;
+        let written = self.write_lists(devices, &mut next);
+        moved.extend(all_runs(&next));
+        let named = written.and_then(|()| {
+            self.barrier()?;
             self.durable_point()?;
+            next.iter_mut().for_each(|held| held.leave_out_doubtful(devices));
             let archives: Vec<Archive> = next.iter().map(|held| held.archive.clone()).collect();
             pool.update_labels(|label| label.archives = archives)
         });
+        if let Err(Error::Poisoned(_)) = &named {
+            // Some labels may name them already. Nothing is written any more, so nobody needs the space either.
+            return named;
+        }
+        // In the order of whoever brings a device back, and not in between.
+        let mut allocator = lock(&devices.allocator);
         let mut held = lock(&self.archives.held);
+        moved.extend(all_runs(&held));
         if named.is_ok() {
-            std::mem::swap(&mut *held, &mut next);
+            *held = next;
         }
-        // Now `next` is what is named no more.
-        moved.extend(all_runs(&next));
         let kept = all_runs(&held);
-        drop(held);
         let unused: Vec<Run> = moved.difference(&kept).copied().collect();
-        {
-            let mut allocator = lock(&devices.allocator);
-            unused.iter().for_each(|run| allocator.release(*run));
-        }
+        unused.iter().for_each(|run| allocator.release(*run));
+        drop((held, allocator));
         self.discards.note(unused);
         named
     }
@@ -423,43 +486,40 @@ impl Store {
         Ok(())
     }
 
-    /// Mends every archive, as repairs do with other stripes. One that cannot be read any more is given up.
+    /// Mends every archive, as repairs do with other stripes.
     pub(super) fn mend_archives(&self, which: Mend, progress: &mut Progress) -> Result<()> {
         let Ok((pool, devices)) = self.whole() else { return Ok(()) };
         let _only = lock(&self.archives.writing);
         let known = lock(&self.archives.held).clone();
-        let mut next = Vec::with_capacity(known.len());
+        let mut next = known.clone();
         let mut moved = BTreeSet::new();
-        for mut held in known.iter().cloned() {
-            let whole = held.content.iter_mut().try_for_each(|stripe| {
+        for held in &mut next {
+            for stripe in &mut held.content {
                 progress.stripes += 1;
-                progress.repaired.add(self.mend_stripe(&pool, &devices, stripe, which, &mut moved)?);
-                Ok(())
-            });
-            match whole {
-                Ok(()) => {
-                    let needs_none = |stripe: &StripeLocation| {
-                        let row = row_of(&*devices.membership, pool.uuid(), stripe);
-                        let id = StripeId(stripe.stripe);
-                        row.is_ok_and(|(row, _)| which.shards(&*devices.membership, id, &row).is_empty())
-                    };
-                    if held.archive.indirect && !held.archive.stripes.iter().all(needs_none) {
-                        // It differs from what is known, so its list is written anew.
-                        held.archive.stripes.clear();
+                match self.mend_stripe(&pool, &devices, stripe, which, &mut moved) {
+                    Ok(repaired) => progress.repaired.add(repaired),
+                    Err(Error::Corrupt(_)) => {
+                        progress.lost += 1;
+                        which.do_without(stripe);
                     }
-                    next.push(held);
-                }
-                Err(Error::Corrupt(why)) => {
-                    pool.note(given_up(&held.archive, &why));
-                }
-                Err(error) => {
-                    let mut allocator = lock(&devices.allocator);
-                    moved.iter().for_each(|run| allocator.release(*run));
-                    return Err(error);
+                    Err(error) => {
+                        let mut allocator = lock(&devices.allocator);
+                        moved.iter().for_each(|run| allocator.release(*run));
+                        return Err(error);
+                    }
                 }
             }
+            let needs_none = |stripe: &StripeLocation| {
+                let row = row_of(&*devices.membership, pool.uuid(), stripe);
+                let id = StripeId(stripe.stripe);
+                row.is_ok_and(|(row, _)| which.shards(&*devices.membership, id, &row).is_empty())
+            };
+            if held.archive.indirect && !held.archive.stripes.iter().all(needs_none) {
+                // It differs from what is known, so its list is written anew.
+                held.archive.stripes.clear();
+            }
         }
-        if next == known { devices.barrier() } else { self.name_archives(&pool, &devices, next, moved) }
+        if next == known { self.barrier() } else { self.name_archives(&pool, &devices, next, moved) }
     }
 
     /// Rewrites shards in their place if they are only corrupt, and moves the others.

@@ -4,7 +4,7 @@ use super::Store;
 use super::commit::{ContentWrite, Inline, SharedBytes};
 use super::open_tests::{format, open};
 use crate::base::{DeviceId, Error, Ino, Prng, Result};
-use crate::device::sim::{Fault, SimWorld};
+use crate::device::sim::{Fault, On, SimWorld};
 
 const SIZE: u64 = 32 << 20;
 const ALL: [usize; 6] = [0, 1, 2, 3, 4, 5];
@@ -174,7 +174,7 @@ fn archives_are_mended_with_everything_else() {
 }
 
 #[test]
-fn an_archive_beyond_repair_is_given_up_and_says_so() {
+fn an_archive_beyond_repair_is_counted_until_others_follow() {
     let world = SimWorld::new(5, 6, SIZE);
     let store = format(&world, 4, 2).unwrap();
     put(&store, &bytes(1, 400_000)).unwrap();
@@ -185,8 +185,38 @@ fn an_archive_beyond_repair_is_given_up_and_says_so() {
     }
     let read = store.read_archive(&archive, &mut |_| Ok(()));
     assert!(matches!(read, Err(Error::Corrupt(_))), "{read:?}");
-    store.scrub(&mut |_| true).unwrap();
-    assert!(store.archives().is_empty());
-    let notes = store.pool().unwrap().take_notes();
-    assert!(notes.iter().any(|note| note.contains("is given up")), "{notes:?}");
+    assert_eq!(store.scrub(&mut |_| true).unwrap().lost, 1);
+    // It does not keep a device that is to be replaced.
+    let new = world.add_device(SIZE);
+    store.replace(DeviceId(0), world.device(new), false, &mut |_| true).unwrap();
+    for seed in [2, 3] {
+        put(&store, &bytes(seed, 1_000)).unwrap();
+    }
+    assert!(contents(&store) == [bytes(3, 1_000), bytes(2, 1_000)]);
+    assert_eq!(store.scrub(&mut |_| true).unwrap().lost, 0);
+}
+
+#[test]
+fn what_archives_have_on_a_device_stays_theirs_when_it_comes_back() {
+    let world = SimWorld::new(6, 6, SIZE);
+    let store = format(&world, 4, 2).unwrap();
+    let content = bytes(1, 2_000_000);
+    put(&store, &content).unwrap();
+    store.close().unwrap();
+    let store = open(&world, &[1, 2, 3, 4, 5], 2).unwrap();
+    store.take_back(world.device(0)).unwrap();
+    assert!(fill(&store, 100).len() > 90);
+    assert_whole(&store);
+    assert!(contents(&store) == [content]);
+}
+
+#[test]
+fn an_archive_whose_flush_fails_names_no_shard_in_doubt() {
+    let world = SimWorld::new(7, 6, SIZE);
+    let store = format(&world, 4, 2).unwrap();
+    world.fault(4, Fault::Fail { on: On::Flush, nth: 0, sticky: true });
+    let content = bytes(1, 600_000);
+    put(&store, &content).unwrap();
+    assert!(store.archive_runs().iter().all(|run| run.device != DeviceId(4)));
+    assert!(contents(&store) == [content]);
 }

@@ -288,13 +288,14 @@ impl DataBarrier for Devices {
             present.iter().map(|(_, device, _)| Request::new(&**device, Op::Flush)).collect();
         self.membership.engine().run(&mut batch);
         let results: Vec<Result<()>> = batch.into_iter().map(|request| request.result).collect();
+        let mut failed = Vec::new();
         for ((id, _, stripes), result) in present.into_iter().zip(results) {
             if let Err(error) = result {
                 self.doubt(id, stripes);
-                self.membership.drop_member(id, &error)?;
+                failed.push((id, error));
             }
         }
-        Ok(())
+        failed.into_iter().try_for_each(|(id, error)| self.membership.drop_member(id, &error))
     }
 
     fn in_doubt(&self) -> bool {

@@ -119,10 +119,14 @@ impl Store {
 
     /// Makes repairs durable: a shard rewritten in its place is no transaction, so a durable point alone would pass it by.
     fn settle_repairs(&self) -> Result<()> {
-        if let Some(devices) = &self.devices {
-            devices.barrier()?;
-        }
+        self.barrier()?;
         self.durable_point()
+    }
+
+    /// Flushes every device. A failure that could not be dealt with ends all writing, as in a durable point.
+    pub(super) fn barrier(&self) -> Result<()> {
+        let Some(devices) = &self.devices else { return Ok(()) };
+        devices.barrier().map_err(|error| self.meta.poison(&error.to_string()))
     }
 
     /// Puts `new` in the place of member `old`, which may be lost already: everything that was on `old` is copied or
@@ -234,7 +238,7 @@ impl Store {
             if let Some(log) = &self.log {
                 log.claim_named(&mut allocator, Some(id));
             }
-            self.reserve_archived(&mut allocator, id)?;
+            self.reserve_archived(pool, &mut allocator, id);
         }
         Ok(())
     }

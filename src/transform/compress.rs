@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use zstd::stream::raw::{self, Operation};
+
 use crate::base::{Error, Result};
 
 /// Takes what has been produced.
@@ -11,6 +13,9 @@ pub type Sink<'s> = &'s mut dyn FnMut(&[u8]) -> Result<()>;
 const LEVEL: i32 = 1;
 /// Largest window a stream may ask for, as a power of two: bounds the memory to read it.
 const WINDOW_LOG_MAX: u32 = 23;
+
+/// Bytes handed on at once: a stream of a few bytes may become any number.
+const PIECE: usize = 64 << 10;
 
 /// Compresses a stream.
 pub struct Compressor(zstd::stream::write::Encoder<'static, Vec<u8>>);
@@ -33,24 +38,33 @@ impl Compressor {
 }
 
 /// Reads a compressed stream. Any bytes at all may come in; that the stream is whole is for the reader to see.
-pub struct Decompressor(zstd::stream::write::Decoder<'static, Vec<u8>>);
+pub struct Decompressor {
+    decoder: raw::Decoder<'static>,
+    out: Vec<u8>,
+}
 
 impl Decompressor {
     pub fn new() -> Result<Decompressor> {
-        let mut decoder = zstd::stream::write::Decoder::new(Vec::new()).map_err(|_| no_memory())?;
-        decoder.window_log_max(WINDOW_LOG_MAX).map_err(|_| no_memory())?;
-        Ok(Decompressor(decoder))
+        let mut decoder = raw::Decoder::new().map_err(|_| no_memory())?;
+        decoder.set_parameter(raw::DParameter::WindowLogMax(WINDOW_LOG_MAX)).map_err(|_| no_memory())?;
+        Ok(Decompressor { decoder, out: vec![0; PIECE] })
     }
 
     /// Takes more of the compressed stream.
     pub fn push(&mut self, bytes: &[u8], sink: Sink<'_>) -> Result<()> {
-        // What one piece of the input may become is unbounded: it is handed on as it grows.
-        for piece in bytes.chunks(16 << 10) {
-            let failed = |error| Error::corrupt(format!("a compressed stream cannot be read: {error}"));
-            self.0.write_all(piece).and_then(|()| self.0.flush()).map_err(failed)?;
-            hand_on(self.0.get_mut(), sink)?;
+        let mut input = raw::InBuffer::around(bytes);
+        loop {
+            let mut output = raw::OutBuffer::around(&mut self.out[..]);
+            let step = self.decoder.run(&mut input, &mut output);
+            step.map_err(|error| Error::corrupt(format!("a compressed stream cannot be read: {error}")))?;
+            let produced = output.pos();
+            if produced > 0 {
+                sink(&self.out[..produced])?;
+            }
+            if input.pos() == bytes.len() && produced < PIECE {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 }
 
@@ -107,6 +121,20 @@ mod tests {
             assert!(decompressed(&small, out_of).unwrap() == bytes);
         }
         assert!(decompressed(&compressed(&[], 1), 5).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_a_few_bytes_become_comes_in_pieces() {
+        let small = compressed(&vec![0; 200 << 20], 1 << 20);
+        let mut length = 0;
+        let mut decompressor = Decompressor::new().unwrap();
+        let mut sink = |bytes: &[u8]| {
+            assert!(bytes.len() <= PIECE);
+            length += bytes.len();
+            Ok(())
+        };
+        decompressor.push(&small, &mut sink).unwrap();
+        assert_eq!(length, 200 << 20);
     }
 
     #[test]

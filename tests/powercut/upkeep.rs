@@ -37,7 +37,7 @@ impl Run {
     pub fn archive(&mut self) -> Verdict {
         self.maintain("archive", |store| {
             let pool = store.pool().map(|pool| pool.uuid()).unwrap_or_default();
-            argosfs::check::archive(store, pool, 0).map(|_| true)
+            argosfs::check::archive(store, pool, 0, &|| true).map(|_| true)
         })
     }
 
