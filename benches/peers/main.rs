@@ -1,7 +1,7 @@
 //! ArgosFS beside its peers: btrfs (raid6 data, raid1c3 metadata), ext4, and a null FUSE filesystem as the ceiling of
 //! any filesystem behind FUSE, all on loop devices over files of one disk, in one run.
 //!
-//! `cargo build --release --example nullfs && cargo bench --bench peers -- [DIR] [--rounds N] [--only PEER,..]
+//! `cargo bench --bench peers -- [DIR] [--rounds N] [--only PEER,..]
 //! [--rows WORD,..]` needs root, loop devices and btrfs-progs. Prints a row per kind of work: absolute rates, the best of
 //! the rounds, in which the peers take turns; then ratios.
 

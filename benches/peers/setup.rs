@@ -90,11 +90,7 @@ impl Rig {
                 run(argosfs().arg("mount").args(options).arg(&self.loops[0]).arg(&self.mountpoint))?;
             }
             Peer::Null => {
-                let program = std::env::current_exe().map_err(|e| e.to_string())?;
-                let example = program.ancestors().nth(2).map(|target| target.join("examples/nullfs"));
-                let example = example
-                    .filter(|path| path.exists())
-                    .ok_or("build it first: cargo build --release --example nullfs")?;
+                let example = build_null()?;
                 let child = Command::new(example).arg(&self.mountpoint).stderr(Stdio::null()).spawn();
                 self.child = Some(child.map_err(|e| e.to_string())?);
                 let until = Instant::now() + Duration::from_secs(10);
@@ -177,6 +173,16 @@ impl Drop for Rig {
 
 fn argosfs() -> Command {
     Command::new(env!("CARGO_BIN_EXE_argosfs"))
+}
+
+/// Builds the null filesystem, next to this program, and says where it is.
+fn build_null() -> Result<PathBuf, String> {
+    let program = std::env::current_exe().map_err(|e| e.to_string())?;
+    let target = program.ancestors().nth(3).ok_or("the benchmark is not in a target directory")?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let build = ["build", "--quiet", "--locked", "--release", "--example", "nullfs", "--target-dir"];
+    run(Command::new(cargo).args(build).arg(target))?;
+    Ok(target.join("release/examples/nullfs"))
 }
 
 fn drop_caches() {

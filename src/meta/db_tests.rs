@@ -9,17 +9,22 @@ use super::db::{Appended, MemoryLog, Meta, RedoGroup, RedoLog};
 use super::tx::{Reader, View, Visit};
 use crate::base::{Error, Prng, Result, SystemClock};
 use crate::format::rows::{ConfigKey, Counter};
-use crate::format::table::Config;
+use crate::format::table::{Config, Counters};
 
-type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+/// Rows of `config` by name, and counters but for the number of the transaction.
+type Model = (BTreeMap<Vec<u8>, Vec<u8>>, BTreeMap<u8, u64>);
 
 fn rows(view: &View<'_>) -> Result<Model> {
-    let mut rows = Model::new();
+    let mut model = Model::default();
     view.scan::<Config>((Bound::Unbounded, Bound::Unbounded), |key, row| {
-        rows.insert(key.name, row);
+        model.0.insert(key.name, row);
         Ok(Visit::Continue(()))
     })?;
-    Ok(rows)
+    view.scan::<Counters>((Bound::Excluded(Counter::Txn as u8), Bound::Unbounded), |counter, value| {
+        model.1.insert(counter, value);
+        Ok(Visit::Continue(()))
+    })?;
+    Ok(model)
 }
 
 /// Keeps what was made durable.
@@ -54,20 +59,26 @@ fn a_refused_transaction_takes_nothing_with_it_and_leaves_nothing() {
         let mut prng = Prng::new(seed);
         let log = Arc::new(Kept::default());
         let meta = store(Vec::new(), log.clone());
-        let mut model = Model::new();
+        let mut model = Model::default();
         for step in 0..400 {
             let mut next = model.clone();
             let refuse = prng.chance(1, 3);
             let outcome = meta.transact(|tx| {
                 for _ in 0..prng.below(8) {
+                    let counter = [Counter::LiveEpoch, Counter::Reserved][prng.below(2) as usize];
+                    if prng.chance(1, 4) {
+                        tx.set_counter(counter, step)?;
+                        next.1.insert(counter as u8, step);
+                    }
+                    assert_eq!(tx.counter(counter)?, next.1.get(&(counter as u8)).copied().unwrap_or(0));
                     let name = vec![prng.below(20) as u8];
                     let key = ConfigKey { name: name.clone() };
                     if prng.chance(1, 3) {
-                        assert_eq!(tx.delete::<Config>(&key)?, next.remove(&name).is_some());
+                        assert_eq!(tx.delete::<Config>(&key)?, next.0.remove(&name).is_some());
                     } else {
                         let row = vec![step as u8; prng.below(300) as usize];
                         tx.put::<Config>(&key, &row)?;
-                        next.insert(name, row);
+                        next.0.insert(name, row);
                     }
                 }
                 if refuse { Err(Error::Exists) } else { Ok(()) }

@@ -2,16 +2,18 @@
 //!
 //! Invariants:
 //! - A table is opened once in a transaction of redb and stays open: opening costs as much as a row.
+//! - Counters that change wait in memory for the end of redb's transaction: several change with every one of ours.
 //! - A visitor may use other tables of the same transaction, but not the one it visits.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use redb::{Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::tx::Visit;
 use crate::base::{Error, Result};
-use crate::format::table::TABLES;
+use crate::format::table::{Counters, TABLES, Table};
 
 type Bytes = &'static [u8];
 type WriteTable<'t> = redb::Table<'t, Bytes, Bytes>;
@@ -90,6 +92,8 @@ impl ReadRows for Snapshot {
 pub struct WriteTables<'t> {
     write: &'t WriteTransaction,
     tables: Tables<WriteTable<'t>>,
+    /// Rows of `counters` that the database does not have yet.
+    counters: RefCell<BTreeMap<Vec<u8>, Vec<u8>>>,
     broken: Cell<bool>,
 }
 
@@ -102,10 +106,42 @@ impl<'t> WriteTables<'t> {
     fn with<R>(&self, table: u8, body: impl FnOnce(&mut WriteTable<'t>) -> Result<R>) -> Result<R> {
         self.tables.with(table, |definition| self.write.open_table(definition), body)
     }
+
+    /// Gives the database the counters.
+    fn settle_counters(&self) -> Result<()> {
+        for (key, row) in self.counters.take() {
+            self.with(Counters::ID, |open| {
+                open.insert(key.as_slice(), row.as_slice()).map(drop).map_err(|error| self.broken_by(error))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn insert_counter(&self, key: &[u8], row: &[u8], before: &mut dyn FnMut(Option<&[u8]>)) -> Result<()> {
+        let mut counters = self.counters.borrow_mut();
+        if let Some(held) = counters.get_mut(key) {
+            before(Some(held));
+            held.clear();
+            held.extend_from_slice(row);
+            return Ok(());
+        }
+        self.with(Counters::ID, |open| {
+            let old = open.get(key).map_err(store_error)?;
+            before(old.as_ref().map(redb::AccessGuard::value));
+            Ok(())
+        })?;
+        counters.insert(key.to_vec(), row.to_vec());
+        Ok(())
+    }
 }
 
 impl ReadRows for WriteTables<'_> {
     fn read(&self, table: u8, key: &[u8], found: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        if table == Counters::ID
+            && let Some(row) = self.counters.borrow().get(key)
+        {
+            return found(row);
+        }
         self.with(table, |open| read(open, key, found))
     }
 
@@ -116,12 +152,18 @@ impl ReadRows for WriteTables<'_> {
         backwards: bool,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<Visit>,
     ) -> Result<()> {
+        if table == Counters::ID {
+            self.settle_counters()?;
+        }
         self.with(table, |open| scan(open, range, backwards, visit))
     }
 }
 
 impl WriteRows for WriteTables<'_> {
     fn insert(&self, table: u8, key: &[u8], row: &[u8], before: &mut dyn FnMut(Option<&[u8]>)) -> Result<()> {
+        if table == Counters::ID {
+            return self.insert_counter(key, row, before);
+        }
         self.with(table, |open| {
             let old = open.insert(key, row).map_err(|error| self.broken_by(error))?;
             before(old.as_ref().map(redb::AccessGuard::value));
@@ -130,6 +172,9 @@ impl WriteRows for WriteTables<'_> {
     }
 
     fn remove(&self, table: u8, key: &[u8], before: &mut dyn FnMut(Option<&[u8]>)) -> Result<()> {
+        if table == Counters::ID {
+            self.settle_counters()?;
+        }
         self.with(table, |open| {
             let old = open.remove(key).map_err(|error| self.broken_by(error))?;
             before(old.as_ref().map(redb::AccessGuard::value));
@@ -156,7 +201,12 @@ impl Write {
     pub fn begin(db: &Database) -> Result<Write> {
         let mut write = db.begin_write().map_err(store_error)?;
         write.set_durability(Durability::None).map_err(store_error)?;
-        Ok(Write::new(write, |write| WriteTables { write, tables: Tables::default(), broken: Cell::new(false) }))
+        Ok(Write::new(write, |write| WriteTables {
+            write,
+            tables: Tables::default(),
+            counters: RefCell::default(),
+            broken: Cell::new(false),
+        }))
     }
 
     /// Makes the tables that do not exist yet.
@@ -170,6 +220,7 @@ impl Write {
     }
 
     pub fn commit(self) -> Result<()> {
+        self.with_dependent(|_, tables| tables.settle_counters())?;
         self.into_owner().commit().map_err(store_error)
     }
 }
