@@ -267,6 +267,19 @@ fn a_member_that_was_away_is_stale_when_it_returns() {
 }
 
 #[test]
+fn a_member_put_back_from_an_old_copy_is_stale() {
+    let world = SimWorld::new(8, 4, SIZE);
+    let pool = format(&world, 2, 2);
+    let copy = world.snapshot(2);
+    pool.new_epoch("a test").unwrap();
+    drop(pool);
+    world.restore(2, &copy);
+    let pool = open(&world, &[2, 0, 1, 3]).unwrap();
+    use MemberState::{Active, Stale};
+    assert_eq!(states(&pool), [Active, Active, Stale, Active]);
+}
+
+#[test]
 fn alternating_halves_of_a_mirror_are_found_to_be_a_split() {
     let world = SimWorld::new(7, 2, SIZE);
     drop(format(&world, 1, 1));

@@ -250,6 +250,31 @@ fn freed_space_is_used_again_and_enospc_leaves_everything_intact() {
 }
 
 #[test]
+fn blocks_are_not_used_again_while_somebody_may_read_what_was_there() {
+    let mut prng = Prng::new(6);
+    let mut rig = Rig::new(3, 2, 1);
+    let mut full = 2;
+    while rig.write(full, 0, noise(&mut prng, 256 << 10)).is_ok() {
+        full += 1;
+    }
+    rig.store.durable_point().unwrap();
+    let devices = rig.store.devices.clone().unwrap();
+    let window = devices.enter_read(rig.store.meta().committed());
+    for ino in 2..full {
+        rig.store.transact(|tx, ledger| rig.store.punch(tx, Ino(ino), 0..u64::MAX, ledger)).unwrap();
+    }
+    rig.model.clear();
+    rig.store.durable_point().unwrap();
+    let none = rig.write(full, 0, noise(&mut prng, 256 << 10));
+    assert!(matches!(none, Err(Error::NoSpace)), "blocks were reused while they were read");
+    drop(window);
+    rig.store.durable_point().unwrap();
+    rig.write(full, 0, noise(&mut prng, 256 << 10)).unwrap();
+    rig.check();
+    rig.check_rows();
+}
+
+#[test]
 fn shared_ranges_keep_their_stripes_alive() {
     let mut prng = Prng::new(8);
     let mut rig = Rig::new(3, 2, 1);

@@ -103,7 +103,9 @@ pub fn cut(run: &Run, depth: usize, prng: &mut Prng, tally: &mut Tally) -> Verdi
     };
     let notes = || mounted.store.pool().map(|pool| pool.take_notes());
     trace(|| format!("{}: found state {found}: {:?}", world.record(), notes()));
-    let before = run.opened_from.iter().any(|index| here.contains(index) && health.members.contains(index));
+    // Whether somebody is here who could know: a member that was there when the pool was opened last, and still says so.
+    let knows = |index: &usize| health.members.contains(index) && health.weak.get(index) != Some(&Weak::Blank);
+    let before = run.opened_from.iter().any(|index| here.contains(index) && knows(index));
     let step = match run.history.judge(at, found) {
         Ok(step) => step,
         // Two halves that know nothing of each other: each may be opened, and an old state is all this one has.
