@@ -239,7 +239,9 @@ impl Row for ExtentRow {
                     run.nonce = Field::take(&mut from)?;
                     run.tag = Field::take(&mut from)?;
                 }
-                if start.checked_add(stored).is_none() || u64::from(inside) + length > u64::from(run.logical) {
+                if start.checked_add(stored).is_none()
+                    || u64::from(inside).checked_add(length).is_none_or(|end| end > u64::from(run.logical))
+                {
                     return bad("range leaves its unit");
                 }
                 ExtentBody::Run(run)
@@ -571,5 +573,24 @@ fixed_row! {
         pub created: Timestamp,
         /// Upper half of the node ids under which it is browsed.
         pub view: u16,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extent_that_leaves_its_unit_is_refused() {
+        let extent = |inside, length| {
+            let run = Run { inside, ..Run::plain(StripeId(7), 0, 100) };
+            let mut bytes = Vec::new();
+            ExtentRow { length, birth: TxnId(1), body: ExtentBody::Run(run) }.encode(&mut bytes);
+            ExtentRow::decode(&bytes)
+        };
+        assert!(extent(40, 60).is_ok());
+        for (inside, length) in [(41, 60), (0, 101), (1, u64::MAX)] {
+            assert!(extent(inside, length).is_err(), "{length} bytes from byte {inside} of 100");
+        }
     }
 }
