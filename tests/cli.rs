@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+#[path = "cli/recover.rs"]
+mod recover;
+
 /// A directory with images, a runtime directory and a mount point; everything is unmounted and removed at the end.
 struct Bench {
     root: PathBuf,

@@ -18,12 +18,14 @@ const PIECE: usize = 64 << 10;
 /// `watch` says now and then whether to go on.
 pub fn archive(store: &Store, pool: Uuid, created: i64, watch: &dyn Fn() -> bool) -> Result<TxnId> {
     let mut writer = store.archive_writer()?;
+    // Before the view: what is written but not committed when it is taken has numbers from this one on.
+    let first_stripe = store.oldest_unfinished();
     let txn = store.view(|view| {
         let txn = TxnId(view.counter(Counter::Txn)?);
         let mut compressor = Compressor::new()?;
         let mut sink = |bytes: &[u8]| writer.write(bytes);
         let mut piece = Vec::with_capacity(2 * PIECE);
-        put_head(&Head { pool, txn }, &mut piece);
+        put_head(&Head { pool, txn, first_stripe }, &mut piece);
         let mut rows = 0;
         each_row(view, &mut |table, key, row| {
             rows += 1;
@@ -46,6 +48,28 @@ pub fn archive(store: &Store, pool: Uuid, created: i64, watch: &dyn Fn() -> bool
     Ok(txn)
 }
 
+/// Visits what is in an archive. What `visit` was given counts when this succeeds.
+pub(super) fn read_archive(
+    media: &dyn Media,
+    pool: Uuid,
+    archive: &Archive,
+    visit: &mut dyn FnMut(Item<'_>) -> Result<()>,
+) -> Result<()> {
+    let mut decompressor = Decompressor::new()?;
+    let mut decoder = Decoder::default();
+    read(media, pool, archive, &mut |stored| {
+        decompressor.push(stored, &mut |bytes| {
+            decoder.push(bytes, &mut |item| match item {
+                Item::Head(head) if head.pool != pool || head.txn.0 != archive.txn => {
+                    Err(Error::corrupt("this is the archive of another pool or transaction"))
+                }
+                item => visit(item),
+            })
+        })
+    })?;
+    decoder.finish().map(drop)
+}
+
 /// Writes the metadata in an archive to `sink`, as [`super::export()`] would have when the archive was made. Needs the
 /// labels and the devices, no metadata. What `sink` was given counts when this succeeds.
 pub fn export_archive(
@@ -54,27 +78,17 @@ pub fn export_archive(
     archive: &Archive,
     sink: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<ExportSummary> {
-    let mut decompressor = Decompressor::new()?;
-    let mut decoder = Decoder::default();
     let mut exporter: Option<Exporter<'_>> = None;
     let mut sink = Some(sink);
-    read(media, header.pool, archive, &mut |stored| {
-        decompressor.push(stored, &mut |bytes| {
-            decoder.push(bytes, &mut |item| match item {
-                Item::Head(head) if head.pool != header.pool || head.txn.0 != archive.txn => {
-                    Err(Error::corrupt("this is the archive of another pool or transaction"))
-                }
-                Item::Head(head) => {
-                    exporter = sink.take().map(|sink| Exporter::begin(header, head.txn, sink));
-                    Ok(())
-                }
-                Item::Row { table, key, row } => match &mut exporter {
-                    Some(exporter) => exporter.row(table, key, row),
-                    None => Ok(()),
-                },
-            })
-        })
+    read_archive(media, header.pool, archive, &mut |item| match item {
+        Item::Head(head) => {
+            exporter = sink.take().map(|sink| Exporter::begin(header, head.txn, sink));
+            Ok(())
+        }
+        Item::Row { table, key, row } => match &mut exporter {
+            Some(exporter) => exporter.row(table, key, row),
+            None => Ok(()),
+        },
     })?;
-    decoder.finish()?;
     exporter.ok_or_else(|| Error::corrupt("an archive is cut short"))?.finish()
 }

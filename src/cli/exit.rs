@@ -37,8 +37,8 @@ pub const MOUNT_FAILED: u8 = 32;
 pub const HELP: &str = "\
 Exit codes:
   0    in order
-  1    status: degraded; scrub, rebuild: something is still to be done
-  2    status: faulted; scrub: something is lost
+  1    status: degraded; scrub, rebuild: something is still to be done; recover: something is uncertain
+  2    status: faulted; scrub, recover: something is lost
   64   wrong usage        65   corrupt data       69   pool not found or not usable
   73   no space           74   device failed      75   in use
   77   not permitted

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::output::Output;
 use super::target::open_options;
 use crate::base::{BLOCK_SIZE, Bytes, Clock, Entropy, Error, Result, SystemClock, SystemEntropy};
+use crate::check;
 use crate::control::open::absolute;
 use crate::control::protocol::Outcome;
 use crate::device::file::{self, PathKind};
@@ -72,6 +73,8 @@ pub fn run(arguments: &Arguments, output: Output) -> Result<u8> {
         ..RootOwner::default()
     };
     store.meta().transact(|tx| Fs::format(tx, &mut SystemEntropy, owner))?;
+    // So that there is one to recover from at any time.
+    check::archive(&store, pool.uuid(), format.created, &|| true)?;
     let space = store.space();
     store.close()?;
     devices.iter().flat_map(|device| device.notes()).for_each(|note| output.note(&note));

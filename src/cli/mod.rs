@@ -14,6 +14,7 @@ mod mount;
 mod options;
 mod output;
 mod rebuild;
+mod recover;
 mod scrub;
 mod status;
 mod sync;
@@ -66,6 +67,8 @@ enum Command {
     Fsck(fsck::Arguments),
     /// Write the whole metadata as canonical JSON with a digest.
     ExportMeta(export_meta::Arguments),
+    /// Make the metadata again from its newest archive and the shards that are newer, when every copy of it is gone.
+    Recover(recover::Arguments),
     /// Show it all in a directory: make, mount, lose devices, rebuild, check.
     Demo(demo::Arguments),
 }
@@ -84,6 +87,7 @@ impl Command {
             Command::Trim(arguments) => trim::run(arguments, output),
             Command::Fsck(arguments) => fsck::run(arguments, output),
             Command::ExportMeta(arguments) => export_meta::run(arguments, output),
+            Command::Recover(arguments) => recover::run(arguments, output),
             Command::Demo(arguments) => demo::run(arguments, output),
         }
     }
@@ -156,6 +160,7 @@ mod tests {
             "argosfs trim tank",
             "argosfs fsck --data tank",
             "argosfs export-meta tank -o out.json",
+            "argosfs recover tank --search /images --force --no-scrub",
             "argosfs demo /tmp/x --keep",
         ] {
             Arguments::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::open::OpenOptions;
 use super::ops;
-pub use super::ops::export_archived;
+pub use super::ops::{export_archived, recover};
 use super::protocol::{Info, Outcome, Request};
 use super::server::{Reply, Service};
 use super::status::{MountStatus, Status};

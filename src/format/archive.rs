@@ -4,11 +4,11 @@
 //! Invariant: decoding takes any bytes at all, in pieces of any length, and holds at most one row and one piece.
 
 use super::record::{Field, Fields};
-use crate::base::{Error, Result, TxnId, Uuid};
+use crate::base::{Error, Result, StripeId, TxnId, Uuid};
 
 const MAGIC: [u8; 8] = *b"ARGARCH\n";
-const VERSION: u16 = 1;
-const HEAD: usize = 34;
+const VERSION: u16 = 2;
+const HEAD: usize = 42;
 /// In the place of a table's number.
 const END: u8 = 255;
 /// Table, length of the key, length of the row.
@@ -22,6 +22,8 @@ pub struct Head {
     pub pool: Uuid,
     /// The newest transaction in it.
     pub txn: TxnId,
+    /// A stripe of this number or above that is not in the archive may be newer than it.
+    pub first_stripe: StripeId,
 }
 
 /// Appends the head.
@@ -30,6 +32,7 @@ pub fn put_head(head: &Head, out: &mut Vec<u8>) {
     VERSION.put(out);
     head.pool.put(out);
     head.txn.put(out);
+    head.first_stripe.put(out);
 }
 
 /// Appends a row.
@@ -131,9 +134,15 @@ fn decode_head(bytes: &[u8]) -> Result<Head> {
     }
     let version = u16::take(&mut fields)?;
     if version != VERSION {
-        return Err(Error::Unavailable(format!("the archive has version {version}: use a newer argosfs")));
+        return Err(Error::Unavailable(format!(
+            "the archive has version {version}, this argosfs reads version {VERSION}"
+        )));
     }
-    Ok(Head { pool: Field::take(&mut fields)?, txn: Field::take(&mut fields)? })
+    Ok(Head {
+        pool: Field::take(&mut fields)?,
+        txn: Field::take(&mut fields)?,
+        first_stripe: Field::take(&mut fields)?,
+    })
 }
 
 #[cfg(test)]
@@ -143,7 +152,7 @@ mod tests {
 
     type Rows = Vec<(u8, Vec<u8>, Vec<u8>)>;
 
-    const HEAD_OF_TEST: Head = Head { pool: Uuid([3; 16]), txn: TxnId(77) };
+    const HEAD_OF_TEST: Head = Head { pool: Uuid([3; 16]), txn: TxnId(77), first_stripe: StripeId(12) };
 
     fn encoded(rows: &Rows) -> Vec<u8> {
         let mut out = Vec::new();

@@ -250,6 +250,9 @@ fn operation(operation: &JournalOp, out: &mut Object<'_>) {
         JournalOp::Device { id, action } => {
             out.name("action", "action_b64", action).number("device", *id).text("kind", "device");
         }
+        JournalOp::Recover { archive, stripes } => {
+            out.number("archive", *archive).text("kind", "recover").number("stripes", *stripes);
+        }
     }
 }
 

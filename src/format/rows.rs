@@ -540,6 +540,11 @@ pub enum JournalOp {
         id: u16,
         action: Vec<u8>,
     },
+    /// The metadata was made again from the archive of transaction `archive` and `stripes` stripes that were newer.
+    Recover {
+        archive: u64,
+        stripes: u64,
+    },
 }
 
 key! {

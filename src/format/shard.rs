@@ -7,8 +7,8 @@
 //!
 //! Invariant: decoding takes any bytes at all and allocates no more than a few times the block's size.
 
-use super::record::{Field, Fields};
-use super::rows::StripeRow;
+use super::record::{Field, Fields, Row};
+use super::rows::{Placement, StripeRow, StripeState};
 use crate::base::{BLOCK_SIZE, Error, Incarnation, Ino, Result, StripeId, TxnId, Uuid};
 
 const MAGIC: [u8; 8] = *b"ARGSHARD";
@@ -21,12 +21,19 @@ const FLAG_TRUNCATED: u16 = 2;
 const HINT_MAX: usize = 64;
 /// Most checksums a header has room for; rows are made so that they stay below.
 pub const MAX_SUMS: usize = 512;
-/// Kind of a unit that is stored as it is. Others follow with compression and encryption.
+/// Kinds of a unit that is stored as it is: new content, and content that was moved, which carries its birth. Others follow
+/// with compression and encryption.
 const UNIT_PLAIN: u64 = 0;
+const UNIT_MOVED: u64 = 1;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 /// Where the checksum of the block lies.
 const AT_CRC: usize = BLOCK - 4;
+
+/// Whether a block may be a header: a look at its first bytes.
+pub fn looks_like(block: &[u8]) -> bool {
+    block.starts_with(&MAGIC)
+}
 
 /// Which shard of which stripe this is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,6 +70,9 @@ pub struct Unit {
     pub length: u32,
     /// First byte in the payload.
     pub start: u32,
+    /// The transaction that wrote this content, when the stripe was made to move it; what is new was committed by a
+    /// transaction behind the header's.
+    pub birth: Option<TxnId>,
     /// Directory and name under which the file was last seen, if known; the name is cut at 64 bytes.
     pub parent: Ino,
     pub name: Vec<u8>,
@@ -75,6 +85,30 @@ impl ShardHeader {
             && self.incarnation == row.incarnation
             && self.index == index
             && (self.k, self.m, self.shard_blocks) == (row.k, row.m, row.shard_blocks)
+    }
+
+    /// The row of the stripe, when its shards lie at `placements`.
+    pub fn row(&self, placements: Vec<Placement>) -> Result<StripeRow> {
+        let row = StripeRow {
+            k: self.k,
+            m: self.m,
+            shard_blocks: self.shard_blocks,
+            granule_shift: self.granule_shift,
+            state: if placements.contains(&Placement::NONE) { StripeState::Degraded } else { StripeState::Whole },
+            birth: self.txn,
+            incarnation: self.incarnation,
+            payload_bytes: self.payload_bytes,
+            placements,
+            sums: self.sums.clone(),
+        };
+        let width = usize::from(self.k) + usize::from(self.m);
+        if row.placements.len() != width || usize::from(self.index) >= width {
+            return Err(Error::corrupt("a shard header and its stripe have different widths"));
+        }
+        // What can be read back is possible.
+        let mut bytes = Vec::new();
+        row.encode(&mut bytes);
+        StripeRow::decode(&bytes)
     }
 
     /// The block as stored. Units that do not fit are left out, which the block says.
@@ -126,7 +160,7 @@ impl ShardHeader {
     /// The units in the order in which this shard stores them: all shards begin elsewhere, unless all of it fits.
     fn rotated(&self) -> impl Iterator<Item = &Unit> {
         // What room there is at least: fixed fields and checksums taken off, names and numbers at their longest.
-        let certain = (AT_CRC - 100 - 4 * self.sums.len().min(MAX_SUMS)) / (HINT_MAX + 44);
+        let certain = (AT_CRC - 100 - 4 * self.sums.len().min(MAX_SUMS)) / (HINT_MAX + 54);
         let shards = (usize::from(self.k) + usize::from(self.m)).max(1);
         let first = match self.units.len() {
             few if few <= certain || self.truncated => 0,
@@ -196,7 +230,13 @@ struct Before {
 impl Before {
     fn put(&mut self, unit: &Unit, out: &mut Vec<u8>) {
         let name = &unit.name[..unit.name.len().min(HINT_MAX)];
-        put_number(out, UNIT_PLAIN);
+        match unit.birth {
+            None => put_number(out, UNIT_PLAIN),
+            Some(birth) => {
+                put_number(out, UNIT_MOVED);
+                put_number(out, birth.0);
+            }
+        }
         put_number(out, zigzag(unit.ino.0.wrapping_sub(self.ino)));
         put_number(out, unit.offset);
         put_number(out, unit.length.into());
@@ -210,9 +250,11 @@ impl Before {
     /// The next unit; `None` when its kind is unknown.
     fn take(&mut self, from: &mut Fields<'_>) -> Result<Option<Unit>> {
         let bad = || Error::corrupt("a unit of a shard header is impossible");
-        if take_number(from)? != UNIT_PLAIN {
-            return Ok(None);
-        }
+        let birth = match take_number(from)? {
+            UNIT_PLAIN => None,
+            UNIT_MOVED => Some(TxnId(take_number(from)?)),
+            _ => return Ok(None),
+        };
         let ino = self.ino.wrapping_add(unzigzag(take_number(from)?));
         let offset = take_number(from)?;
         let length = u32::try_from(take_number(from)?).map_err(|_| bad())?;
@@ -223,7 +265,7 @@ impl Before {
         let (name, rest) = name.ok_or_else(bad)?;
         from.0 = rest;
         *self = Before { ino, end: start.wrapping_add(length), parent };
-        Ok(Some(Unit { ino: Ino(ino), offset, length, start, parent: Ino(parent), name: name.to_vec() }))
+        Ok(Some(Unit { ino: Ino(ino), offset, length, start, birth, parent: Ino(parent), name: name.to_vec() }))
     }
 }
 
@@ -288,6 +330,7 @@ mod tests {
                     offset: at % 5 * 4096,
                     length: 4096 - at as u32 % 7,
                     start: at as u32 * 4096,
+                    birth: (at % 7 == 6).then_some(TxnId(at << 20)),
                     parent: Ino(1 + at % 3),
                     name: vec![b'x'; at as usize % 20],
                 })
@@ -302,9 +345,17 @@ mod tests {
             assert_eq!(ShardHeader::decode(&header.encode()).unwrap(), header);
         }
         let mut extreme = sample(2);
-        extreme.units[0] =
-            Unit { ino: Ino(u64::MAX), offset: u64::MAX, length: u32::MAX, start: 0, parent: Ino(0), name: vec![] };
+        extreme.units[0] = Unit {
+            ino: Ino(u64::MAX),
+            offset: u64::MAX,
+            length: u32::MAX,
+            birth: Some(TxnId(u64::MAX)),
+            start: 0,
+            parent: Ino(0),
+            name: vec![],
+        };
         extreme.units[1].start = u32::MAX;
+        extreme.units[1].birth = Some(TxnId(u64::MAX));
         assert_eq!(ShardHeader::decode(&extreme.encode()).unwrap(), extreme);
         let too_many = ShardHeader { sums: vec![1; MAX_SUMS + 1], ..sample(3) };
         assert_eq!(ShardHeader::decode(&too_many.encode()).unwrap(), ShardHeader { sums: vec![], ..sample(3) });

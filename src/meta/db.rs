@@ -100,10 +100,10 @@ impl DataBarrier for () {
     }
 }
 
-struct Writer {
+pub(super) struct Writer {
     scratch: Scratch,
-    last: TxnId,
-    journal: Head,
+    pub(super) last: TxnId,
+    pub(super) journal: Head,
     pending: Vec<RedoGroup>,
     pending_bytes: usize,
 }
@@ -136,20 +136,20 @@ const PENDING_GROUPS: usize = 10_000;
 /// The metadata store.
 pub struct Meta {
     db: Option<Database>,
-    log: Arc<dyn RedoLog>,
+    pub(super) log: Arc<dyn RedoLog>,
     barrier: Arc<dyn DataBarrier>,
     clock: Arc<dyn Clock>,
     seal: Mutex<()>,
-    writer: Mutex<Writer>,
+    pub(super) writer: Mutex<Writer>,
     open: Mutex<Option<Open>>,
     unsettled: AtomicBool,
-    committed: AtomicU64,
+    pub(super) committed: AtomicU64,
     durable: AtomicU64,
     poisoned: Mutex<Option<String>>,
     read_only: bool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -216,7 +216,7 @@ impl Meta {
         })
     }
 
-    fn db(&self) -> &Database {
+    pub(super) fn db(&self) -> &Database {
         self.db.as_ref().expect("present until drop")
     }
 
@@ -495,7 +495,7 @@ impl Meta {
         }
     }
 
-    fn poison_on_panic<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(super) fn poison_on_panic<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
         match catch_unwind(AssertUnwindSafe(body)) {
             Ok(result) => result,
             Err(panic) => Err(self.poison(&panic_text(&*panic))),

@@ -3,6 +3,7 @@
 
 pub mod db;
 pub mod journal;
+mod load;
 pub mod migrate;
 mod redo;
 mod tables;
@@ -13,4 +14,5 @@ pub mod volume;
 mod db_tests;
 
 pub use db::{Appended, DataBarrier, MemoryLog, Meta, RedoGroup, RedoLog};
+pub use load::Put;
 pub use tx::{Reader, Tx, View, Visit};

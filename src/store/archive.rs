@@ -18,7 +18,7 @@ use super::{Store, lock, pack};
 use crate::base::{BLOCK_SIZE, BlockNo, DeviceId, Error, Incarnation, Ino, Result, StripeId, TxnId, Uuid};
 use crate::device::buffer::AlignedBuf;
 use crate::format::label::{Archive, LIST_MAX, ShardLocation, StripeLocation};
-use crate::format::rows::{Placement, StripeRow, StripeState};
+use crate::format::rows::{Placement, StripeRow};
 use crate::format::shard::ShardHeader;
 use crate::meta::Meta;
 use crate::pool::Pool;
@@ -149,6 +149,17 @@ fn reserve_runs(devices: &Devices, meta: &Meta, held: &Held) -> Result<()> {
     Ok(())
 }
 
+/// Whether a stripe of this number belongs to an archive.
+pub fn is_archived(stripe: StripeId) -> bool {
+    stripe.0 & NUMBER_BIT != 0
+}
+
+/// The blocks of an archive, as far as they are known.
+pub(super) fn runs_of(media: &dyn Media, pool: Uuid, archive: &Archive) -> Vec<Run> {
+    let content = content(media, pool, archive).unwrap_or_default();
+    Held { archive: archive.clone(), content }.runs().collect()
+}
+
 /// Where the content of an archive is.
 fn content(media: &dyn Media, pool: Uuid, archive: &Archive) -> Result<Vec<StripeLocation>> {
     if !archive.indirect {
@@ -175,22 +186,13 @@ fn row_of(media: &dyn Media, pool: Uuid, stripe: &StripeLocation) -> Result<(Str
             continue;
         }
         let Ok(header) = ShardHeader::decode(&block) else { continue };
-        let row = StripeRow {
-            k: stripe.k,
-            m: stripe.m,
-            shard_blocks: stripe.shard_blocks,
-            granule_shift: header.granule_shift,
-            state: StripeState::Whole,
-            birth: header.txn,
-            incarnation: header.incarnation,
-            payload_bytes: stripe.payload_bytes,
-            placements: stripe.placements.iter().map(placement).collect(),
-            sums: header.sums.clone(),
-        };
-        let fits = header.pool == pool
+        let Ok(row) = header.row(stripe.placements.iter().map(placement).collect()) else { continue };
+        let as_named = (row.k, row.m, row.shard_blocks, row.payload_bytes)
+            == (stripe.k, stripe.m, stripe.shard_blocks, stripe.payload_bytes);
+        let fits = as_named
+            && header.pool == pool
             && header.belongs_to(StripeId(stripe.stripe), &row, index as u8)
-            && header.granule_shift == stripe_io::granule_shift(row.placements.len(), row.shard_blocks)
-            && row.sums.len() == row.granules() * row.placements.len();
+            && header.granule_shift == stripe_io::granule_shift(row.placements.len(), row.shard_blocks);
         if fits {
             return Ok((row, header));
         }
@@ -420,7 +422,7 @@ impl Store {
     fn write_archived(&self, devices: &Devices, bytes: Vec<u8>) -> Result<Vec<StripeLocation>> {
         let writes = [ContentWrite { ino: NO_INODE, offset: 0, bytes: SharedBytes::new(bytes) }];
         let mut next = || Ok(self.archives.next_stripe(devices.membership.incarnation()));
-        let written = self.write_stripes(devices, &mut next, &writes, pack::plan_moved);
+        let written = self.write_stripes(devices, &mut next, &writes, &[], pack::plan_moved);
         let location = |stripe: Written| StripeLocation {
             stripe: stripe.id.0,
             k: stripe.allocation.geometry.k(),

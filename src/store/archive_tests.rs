@@ -220,3 +220,27 @@ fn an_archive_whose_flush_fails_names_no_shard_in_doubt() {
     assert!(store.archive_runs().iter().all(|run| run.device != DeviceId(4)));
     assert!(contents(&store) == [content]);
 }
+
+/// What is being written while an archive is made is not in it, and must be looked for in a recovery.
+#[test]
+fn stripes_of_unfinished_commits_count_as_newer() {
+    let world = SimWorld::new(9, 3, SIZE);
+    let store = format(&world, 2, 1).unwrap();
+    let devices = store.devices.clone().unwrap();
+    let write = |ino| {
+        let write = ContentWrite { ino: Ino(ino), offset: 0, bytes: SharedBytes::new(bytes(ino, 100_000)) };
+        store.commit(&[write], Inline::Small, |_, _| Ok(())).unwrap();
+    };
+    write(2);
+    let before = store.oldest_unfinished();
+    let window = devices.enter_write();
+    write(3);
+    assert_eq!(store.oldest_unfinished(), before);
+    drop(window);
+    let after = store.oldest_unfinished();
+    assert!(after > before);
+    drop(devices);
+    store.close().unwrap();
+    // Numbers that were reserved and not used are passed over, and none comes twice.
+    assert!(open(&world, &[0, 1, 2], 2).unwrap().oldest_unfinished() >= after);
+}

@@ -20,6 +20,26 @@ pub fn mark_stripe(tx: &mut Tx<'_>, row: &StripeRow, used: bool) -> Result<()> {
     Ok(())
 }
 
+/// Whether none of these blocks belongs to a stripe.
+pub fn is_free(reader: &impl Reader, device: DeviceId, first: u64, count: u64) -> Result<bool> {
+    let mut block = first;
+    while block < first + count {
+        let key = GroupKey { device, group: (block / GROUP_PART_BLOCKS) as u32, part: 0 };
+        let stop = (first + count).min((block / GROUP_PART_BLOCKS + 1) * GROUP_PART_BLOCKS);
+        if let Some(bits) = reader.get::<Groups>(&key)? {
+            let set = |at: u64| {
+                let at = (at % GROUP_PART_BLOCKS) as usize;
+                bits.get(at / 8).is_some_and(|byte| byte >> (at % 8) & 1 == 1)
+            };
+            if (block..stop).any(set) {
+                return Ok(false);
+            }
+        }
+        block = stop;
+    }
+    Ok(true)
+}
+
 /// Sets or clears the bits of a run of blocks; every bit must change.
 pub fn mark(tx: &mut Tx<'_>, device: DeviceId, first: u64, count: u64, used: bool) -> Result<()> {
     let mut block = first;

@@ -108,10 +108,11 @@ impl Store {
         turn: impl FnOnce() -> Result<()>,
         finish: impl FnOnce(&mut Tx<'_>, &ContentDeltas) -> Result<T>,
     ) -> Result<T> {
+        let _window = self.devices.as_deref().map(Devices::enter_write);
         let (plan, written) = match &self.devices {
             Some(devices) => {
                 let plan = |writes: &[ContentWrite], capacity| pack::plan(writes, capacity, inline);
-                self.write_stripes(devices, &mut || self.next_stripe(devices), writes, plan)?
+                self.write_stripes(devices, &mut || self.next_stripe(devices), writes, &[], plan)?
             }
             None => (Plan { inline: (0..writes.len()).collect(), stripes: Vec::new() }, Vec::new()),
         };
@@ -143,12 +144,13 @@ impl Store {
     }
 
     /// Plans the commit and writes the shards of its stripes, which get numbers from `next`. With no contiguous space left
-    /// for full shards, smaller ones are tried.
+    /// for full shards, smaller ones are tried. `births`: of each write, when this moves what other transactions wrote.
     pub(super) fn write_stripes(
         &self,
         devices: &Devices,
         next: &mut dyn FnMut() -> Result<StripeId>,
         writes: &[ContentWrite],
+        births: &[TxnId],
         plan: impl Fn(&[ContentWrite], usize) -> Plan,
     ) -> Result<(Plan, Vec<Written>)> {
         let mut capacity = devices.stripe_bytes();
@@ -156,7 +158,7 @@ impl Store {
             let plan = plan(writes, capacity);
             match self.allocate_all(devices, next, &plan)? {
                 Some(allocated) => {
-                    let written = self.write_allocated(devices, writes, allocated)?;
+                    let written = self.write_allocated(devices, writes, births, allocated)?;
                     return Ok((plan, written));
                 }
                 None if capacity > BLOCK_SIZE as usize => {
@@ -192,6 +194,7 @@ impl Store {
         &self,
         devices: &Devices,
         writes: &[ContentWrite],
+        births: &[TxnId],
         allocated: Vec<(StripeId, Allocation, Payload)>,
     ) -> Result<Vec<Written>> {
         let mut images = Vec::with_capacity(allocated.len());
@@ -210,7 +213,7 @@ impl Store {
                 payload,
             })
             .collect();
-        if let Err(error) = self.write_images(devices, writes, &mut written, &mut images) {
+        if let Err(error) = self.write_images(devices, writes, births, &mut written, &mut images) {
             written.iter().for_each(|stripe| devices.release(&stripe.allocation));
             return Err(error);
         }
@@ -222,6 +225,7 @@ impl Store {
         &self,
         devices: &Devices,
         writes: &[ContentWrite],
+        births: &[TxnId],
         written: &mut [Written],
         images: &mut [StripeImage],
     ) -> Result<()> {
@@ -242,7 +246,7 @@ impl Store {
                 let member = members.iter().find(|member| member.id == placement.device);
                 match member.and_then(|member| Some((member, devices.membership.device(member.id)?))) {
                     Some((member, device)) => {
-                        let header = self.header(devices, writes, &written[at], shard as u8, member.uuid);
+                        let header = self.header(devices, writes, births, &written[at], shard as u8, member.uuid);
                         images[at].set_header(shard, &header.encode());
                         ready.push((at, shard, device, placement.block));
                     }
@@ -293,6 +297,7 @@ impl Store {
         &self,
         devices: &Devices,
         writes: &[ContentWrite],
+        births: &[TxnId],
         stripe: &Written,
         index: u8,
         device: Uuid,
@@ -302,6 +307,7 @@ impl Store {
             offset: writes[piece.write].offset + piece.skip as u64,
             length: piece.length as u32,
             start: piece.start as u32,
+            birth: births.get(piece.write).copied(),
             parent: Ino(0),
             name: Vec::new(),
         });

@@ -14,7 +14,7 @@ use super::devices::Devices;
 use super::extents::{self, Ledger};
 use super::pack::{self, INLINE_SMALL};
 use super::{Store, lock};
-use crate::base::{Ino, Result, StripeId};
+use crate::base::{Ino, Result, StripeId, TxnId};
 use crate::format::rows::{ExtentBody, ExtentKey, ExtentRow, StripeRow};
 use crate::format::table::{Extents, StripeLive, Stripes};
 use crate::meta::{Reader, Tx, Visit};
@@ -162,7 +162,10 @@ impl Store {
                 bytes: SharedBytes::new(std::mem::take(&mut item.bytes)),
             })
             .collect();
-        let (_, written) = self.write_stripes(devices, &mut || self.next_stripe(devices), &writes, pack::plan_moved)?;
+        let births: Vec<TxnId> = moving.iter().map(|item| item.row.birth).collect();
+        let _window = devices.enter_write();
+        let (_, written) =
+            self.write_stripes(devices, &mut || self.next_stripe(devices), &writes, &births, pack::plan_moved)?;
         let moved = self.transact(|tx, ledger| {
             let same: Vec<bool> = moving
                 .iter()

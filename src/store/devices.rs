@@ -82,6 +82,8 @@ pub struct Devices {
     codecs: Mutex<HashMap<(u8, u8), Arc<Codec>>>,
     stripes: Mutex<std::ops::Range<u64>>,
     readers: Mutex<BTreeMap<TxnId, usize>>,
+    /// Commits under way, by the lowest stripe number each may have been given.
+    writers: Mutex<BTreeMap<u64, usize>>,
 }
 
 impl Devices {
@@ -95,6 +97,7 @@ impl Devices {
             codecs: Mutex::default(),
             stripes: Mutex::new(0..0),
             readers: Mutex::default(),
+            writers: Mutex::default(),
         }
     }
 
@@ -234,6 +237,21 @@ impl Devices {
         lock(&self.doubts).early.contains(&(stripe, device))
     }
 
+    /// Notes that stripes are going to be written, until the answer is dropped.
+    pub fn enter_write(&self) -> WriteWindow<'_> {
+        let stripes = lock(&self.stripes);
+        // Without numbers at hand, the next ones are higher than any before.
+        *lock(&self.writers).entry(stripes.start).or_default() += 1;
+        WriteWindow { devices: self, first: stripes.start }
+    }
+
+    /// The lowest number of a stripe that is being written, or will be; 0 before the first number was reserved.
+    pub fn oldest_unfinished(&self) -> StripeId {
+        let stripes = lock(&self.stripes);
+        let oldest = lock(&self.writers).keys().next().copied();
+        StripeId(oldest.unwrap_or(stripes.start))
+    }
+
     /// Opens a window in which the blocks of states from `committed` on are not given away.
     pub fn enter_read(&self, committed: TxnId) -> ReadWindow<'_> {
         *lock(&self.readers).entry(committed).or_default() += 1;
@@ -260,6 +278,24 @@ impl Drop for ReadWindow<'_> {
             *count -= 1;
             if *count == 0 {
                 readers.remove(&self.committed);
+            }
+        }
+    }
+}
+
+/// While it lives, [`Devices::oldest_unfinished`] stays at or below the stripes of the commit it stands for.
+pub struct WriteWindow<'a> {
+    devices: &'a Devices,
+    first: u64,
+}
+
+impl Drop for WriteWindow<'_> {
+    fn drop(&mut self) {
+        let mut writers = lock(&self.devices.writers);
+        if let Some(count) = writers.get_mut(&self.first) {
+            *count -= 1;
+            if *count == 0 {
+                writers.remove(&self.first);
             }
         }
     }

@@ -6,6 +6,7 @@
 //! - What is claimed and not named by a stored root is free again after a restart.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::devices::{Devices, Member, Membership};
@@ -83,11 +84,18 @@ pub struct Host {
     devices: Arc<Devices>,
     /// Claimed for metadata and not given to the volume yet.
     spare: Mutex<BTreeMap<DeviceId, Vec<Run>>>,
+    /// The labels name another volume, until this one is whole.
+    unnamed: AtomicBool,
 }
 
 impl Host {
     pub fn new(pool: Arc<Pool>, devices: Arc<Devices>) -> Host {
-        Host { pool, devices, spare: Mutex::default() }
+        Host { pool, devices, spare: Mutex::default(), unnamed: AtomicBool::new(false) }
+    }
+
+    /// Lets the labels name the volume, or not.
+    pub fn set_named(&self, named: bool) {
+        self.unnamed.store(!named, Ordering::Release);
     }
 
     /// Sees to it that each of `replicas` has `blocks` contiguous blocks claimed ahead.
@@ -150,6 +158,9 @@ impl VolumeHost for Host {
     }
 
     fn store_root(&self, root: &MetaRoot) -> Result<()> {
+        if self.unnamed.load(Ordering::Acquire) {
+            return Ok(());
+        }
         self.pool.update_labels(|label| label.meta = root.clone())
     }
 

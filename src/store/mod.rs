@@ -16,13 +16,14 @@ mod open;
 mod pack;
 mod read;
 pub mod reclaim;
+pub mod recover;
 pub mod repair;
 pub mod space;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::base::{Clock, DeviceId, Ino, Result, TxnId};
+use crate::base::{Clock, DeviceId, Ino, Result, StripeId, TxnId};
 use crate::meta::migrate::migrate;
 use crate::meta::volume::VolumeStats;
 use crate::meta::{Meta, Tx, View};
@@ -151,6 +152,11 @@ impl Store {
     /// Makes everything durable, moves it into home and lets go of the devices: the next opening finds an empty log.
     pub fn close(self) -> Result<()> {
         self.meta.checkpoint()
+    }
+
+    /// The lowest number of a stripe that is being written, or will be.
+    pub fn oldest_unfinished(&self) -> StripeId {
+        self.devices.as_deref().map_or(StripeId(0), devices::Devices::oldest_unfinished)
     }
 
     /// Runs `body` as one transaction that may change content; what it freed becomes free space later.

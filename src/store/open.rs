@@ -118,7 +118,7 @@ fn assemble(
 }
 
 /// The devices that hold the metadata: one more than may be lost, and at least two. Fast ones first, then large ones.
-fn choose_replicas(members: &[Member], m: u8) -> Vec<DeviceId> {
+pub(super) fn choose_replicas(members: &[Member], m: u8) -> Vec<DeviceId> {
     let mut present: Vec<&Member> = members.iter().filter(|member| member.is_current()).collect();
     present.sort_by_key(|member| (std::cmp::Reverse(member.class), std::cmp::Reverse(member.size), member.id));
     let wanted = (usize::from(m) + 1).max(2);

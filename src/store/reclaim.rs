@@ -86,6 +86,11 @@ impl Store {
     /// Takes up the intents a crash left behind.
     pub fn resume(&self) -> Result<()> {
         self.view(|view| {
+            if let Some(devices) = &self.devices {
+                // None at hand, but so many were used.
+                let next = view.counter(Counter::NextStripe)?;
+                devices.give_stripes(next..next);
+            }
             let mut truncates = lock(&self.truncates);
             view.scan::<Intents>((std::ops::Bound::Unbounded, std::ops::Bound::Unbounded), |_, intent| {
                 if let Intent::Truncate { ino, from, txn } = intent {

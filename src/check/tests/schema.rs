@@ -139,6 +139,7 @@ fn fill_rare_tables(tx: &mut crate::meta::Tx<'_>) -> crate::base::Result<()> {
         JournalOp::CopyRange { from: 1, to: 2, from_offset: 3, to_offset: 4, length: 5 },
         JournalOp::Reclaim { ino: 5 },
         JournalOp::Device { id: 1, action: b"replaced".to_vec() },
+        JournalOp::Recover { archive: 1, stripes: 2 },
     ];
     for operation in operations {
         tx.journal(1000, operation)?;

@@ -3,11 +3,13 @@
 mod export;
 mod fsck;
 mod maintain;
+mod recover;
 mod replace;
 mod trim;
 
 pub use export::{export, export_archived};
 pub use fsck::fsck;
 pub use maintain::{rebuild, scrub};
+pub use recover::recover;
 pub use replace::replace;
 pub use trim::trim;

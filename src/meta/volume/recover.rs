@@ -150,7 +150,11 @@ pub fn recover(replicas: &[Arc<Replica>], volume: u64, capacity: u64) -> Result<
         .take(MAX_STARTS)
         .find_map(|(anchor, slot)| walk(&mut readers, &anchor, slot))
         .map(|log| Log { scanned: true, ..log })
-        .ok_or_else(|| Error::Unavailable("no copy of the metadata log holds a checkpoint".into()))
+        .ok_or_else(|| Error::Unavailable(
+                "no copy of the metadata log holds a checkpoint: bring back missing devices, or make the metadata again with \
+                 `argosfs recover`"
+                    .into(),
+            ))
 }
 
 fn newest_first(starts: &mut Vec<(Anchor, u64)>) {

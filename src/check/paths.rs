@@ -1,0 +1,109 @@
+//! From inodes to paths, for people who are told what is damaged.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use super::scan;
+use crate::base::{Ino, Result};
+use crate::format::rows::DentryKey;
+use crate::format::table::{Dentries, Inodes};
+use crate::meta::{Reader, Visit};
+
+/// Directories above a file that are followed.
+const DEPTH: usize = 4096;
+
+/// A path for each of `inos`: one of them, when it has several names; `#INO` where no name leads to it.
+pub fn paths(reader: &impl Reader, inos: &BTreeSet<Ino>) -> Result<BTreeMap<Ino, String>> {
+    let mut names: BTreeMap<Ino, (Ino, Vec<u8>)> = BTreeMap::new();
+    if !inos.is_empty() {
+        scan::rows::<Dentries>(reader, |key, row| {
+            if inos.contains(&row.ino) {
+                names.entry(row.ino).or_insert((key.parent, row.name));
+            }
+            Ok(())
+        })?;
+    }
+    let mut directories = BTreeMap::new();
+    let mut found = BTreeMap::new();
+    for ino in inos {
+        let path = match names.remove(ino) {
+            Some((parent, name)) => {
+                let mut path = path_of_directory(reader, parent, &mut directories)?;
+                push(&mut path, &name);
+                path
+            }
+            None if *ino == Ino::ROOT => "/".to_owned(),
+            None => format!("#{ino}"),
+        };
+        found.insert(*ino, path);
+    }
+    Ok(found)
+}
+
+/// Appends a name as people and shells can take it back: bytes that are not printable text as `\xNN`.
+fn push(path: &mut String, name: &[u8]) {
+    path.push('/');
+    for chunk in name.utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            match letter {
+                '\\' => path.push_str("\\\\"),
+                letter if letter.is_control() => {
+                    letter.to_string().bytes().for_each(|byte| {
+                        let _ = write!(path, "\\x{byte:02x}");
+                    });
+                }
+                letter => path.push(letter),
+            }
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(path, "\\x{byte:02x}");
+        }
+    }
+}
+
+/// The path of a directory, without a slash at its end; empty for the root. What was found is kept in `known`.
+fn path_of_directory(reader: &impl Reader, ino: Ino, known: &mut BTreeMap<Ino, String>) -> Result<String> {
+    // From the directory up to the first one that is known.
+    let mut chain: Vec<(Ino, Vec<u8>)> = Vec::new();
+    let mut at = ino;
+    let mut path = loop {
+        if at == Ino::ROOT {
+            break String::new();
+        }
+        if let Some(path) = known.get(&at) {
+            break path.clone();
+        }
+        let parent = scan::find::<Inodes>(reader, &at)?.map(|row| row.parent);
+        let name = match parent {
+            Some(parent) if chain.len() < DEPTH => name_in(reader, parent, at)?.map(|name| (parent, name)),
+            _ => None,
+        };
+        match name {
+            Some((parent, name)) => {
+                chain.push((at, name));
+                at = parent;
+            }
+            None => break format!("#{at}"),
+        }
+    };
+    for (ino, name) in chain.into_iter().rev() {
+        push(&mut path, &name);
+        known.insert(ino, path.clone());
+    }
+    Ok(path)
+}
+
+/// The name of a directory in its parent.
+fn name_in(reader: &impl Reader, parent: Ino, ino: Ino) -> Result<Option<Vec<u8>>> {
+    let (low, high) =
+        (DentryKey { parent, cookie: 0 }, DentryKey { parent: Ino(parent.0.saturating_add(1)), cookie: 0 });
+    let mut found = None;
+    scan::range::<Dentries>(reader, &low, &high, |_, row| {
+        if row.ino != ino {
+            return Ok(Visit::Continue(()));
+        }
+        found = Some(row.name);
+        Ok(Visit::Break(()))
+    })?;
+    Ok(found)
+}

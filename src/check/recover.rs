@@ -1,0 +1,238 @@
+//! Promise P8: every copy of the metadata is gone, and the pool is made again from its newest archive and the headers of
+//! the shards that are newer.
+//!
+//! The archive is read three times, because its rows do not fit into memory: for the bitmaps that say where the search for
+//! newer shards and the new metadata may be; for the stripes that the search came across; and for all rows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::archive::read_archive;
+use super::paths::paths;
+use crate::base::{Clock, Error, Ino, Result, StripeId, TxnId, Uuid};
+use crate::format::archive::{Head, Item};
+use crate::format::label::Archive;
+use crate::format::record::{Key, Row};
+use crate::format::rows::{BackrefKey, Counter, JournalOp};
+use crate::format::table::{Backrefs, Counters, Groups, Stripes, Table};
+use crate::meta::{Reader, View, Visit};
+use crate::pool::Pool;
+use crate::store::PoolMembership;
+use crate::store::archive::is_archived;
+use crate::store::recover::{Bitmaps, FoundShard, Newer, Older, Recovery, find_shards, put_row};
+
+/// A file, and how many of its bytes are meant.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Affected {
+    pub ino: u64,
+    pub path: String,
+    pub bytes: u64,
+}
+
+/// What a recovery did.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Recovered {
+    /// The newest transaction in the archive, and when it was made, in seconds since 1970.
+    pub transaction: u64,
+    pub created: i64,
+    pub rows: u64,
+    pub stripes: u64,
+    /// Shards of the archive's stripes that were moved since, and those that are gone.
+    pub shards_moved: u64,
+    pub shards_gone: u64,
+    /// Stripes newer than the archive.
+    pub newer_stripes: u64,
+    /// What is newer than the archive, and uncertain: what was cut off or removed since may be back.
+    pub newer: Vec<Affected>,
+    /// Files among them that the archive does not know: they have no names yet.
+    pub nameless: Vec<u64>,
+    /// Content that too few shards are left of, on the devices that are here.
+    pub lost: Vec<Affected>,
+    /// Blocks that could not be read while newer shards were looked for.
+    pub unreadable_blocks: u64,
+}
+
+/// Tells what is being done, and how far it is in blocks; says whether to go on.
+pub type Watch<'w> = dyn FnMut(&'static str, u64, u64) -> bool + 'w;
+
+/// Makes the metadata of an open pool again. `salt` is a random number. When this returns, the labels name the new metadata;
+/// before, nothing is changed that anybody needs.
+///
+/// # Errors
+/// [`Error::Unavailable`] when there is no archive that can be read.
+pub fn recover(pool: &Arc<Pool>, clock: Arc<dyn Clock>, salt: u64, watch: &mut Watch<'_>) -> Result<Recovered> {
+    let mut go_on = |what, done, total| match watch(what, done, total) {
+        true => Ok(()),
+        false => Err(Error::Unavailable("the recovery was stopped; the pool is as it was".to_owned())),
+    };
+    go_on("reading the archive", 0, 0)?;
+    let basis = Basis::find(pool)?;
+    let wanted = |found: &FoundShard| {
+        !is_archived(found.stripe)
+            && (found.stripe >= basis.head.first_stripe || !basis.bitmaps.is_used(found.device, found.block))
+    };
+    let search = find_shards(pool, &wanted, &mut |done, total| go_on("looking for newer shards", done, total).is_ok())?;
+    go_on("reading the archive again", 0, 0)?;
+    let (newer, moved) = basis.sort(search.shards)?;
+
+    let mut keep = newer.clone();
+    keep.extend(&moved);
+    let recovery = Recovery::begin(pool, clock, salt, &basis.bitmaps, &keep)?;
+    go_on("storing the rows", 0, 0)?;
+    let rows = basis.load(&recovery, &newer)?;
+    go_on("looking after the stripes", 0, 0)?;
+    let older = recovery.settle_older(&newer, &moved)?;
+    go_on("taking up newer content", 0, 0)?;
+    let newer = recovery.settle_newer(&newer, basis.head.txn)?;
+    let operation = JournalOp::Recover { archive: basis.head.txn.0, stripes: newer.stripes };
+    recovery.meta().transact(|tx| tx.journal(0, operation))?;
+    let recovered = recovery.meta().view(|view| basis.report(view, rows, &older, &newer, search.unreadable))?;
+    recovery.finish()?;
+    Ok(recovered)
+}
+
+/// The archive that a recovery begins with.
+struct Basis {
+    media: PoolMembership,
+    pool: Uuid,
+    archive: Archive,
+    head: Head,
+    bitmaps: Bitmaps,
+}
+
+impl Basis {
+    /// The newest archive that is whole.
+    fn find(pool: &Arc<Pool>) -> Result<Basis> {
+        let state = pool.state();
+        let mut why = "it has none yet".to_owned();
+        for archive in &state.label.archives {
+            let media = PoolMembership(Arc::clone(pool));
+            let mut head = None;
+            let mut bitmaps = Bitmaps::default();
+            let read = read_archive(&media, state.label.uuid, archive, &mut |item| {
+                match item {
+                    Item::Head(found) => head = Some(found),
+                    Item::Row { table: Groups::ID, key, row } => bitmaps.add(Key::decode(key)?, Row::decode(row)?),
+                    Item::Row { .. } => {}
+                }
+                Ok(())
+            });
+            match (read, head) {
+                (Ok(()), Some(head)) => {
+                    return Ok(Basis { media, pool: state.label.uuid, archive: archive.clone(), head, bitmaps });
+                }
+                (Ok(()), None) => why = "one of them is empty".to_owned(),
+                (Err(error), _) => {
+                    pool.note(format!("the metadata archive of transaction {} is of no use: {error}", archive.txn));
+                    why = error.to_string();
+                }
+            }
+        }
+        Err(Error::Unavailable(format!(
+            "pool {} cannot be recovered without a metadata archive that can be read: {why}; bring back the devices that are \
+             missing, if there are any",
+            state.label.name
+        )))
+    }
+
+    fn read(&self, visit: &mut dyn FnMut(Item<'_>) -> Result<()>) -> Result<()> {
+        read_archive(&self.media, self.pool, &self.archive, visit)
+    }
+
+    /// Tells the shards that are newer than the archive from those of its stripes that were moved. What remains lay free when
+    /// the archive was made, and nobody has needed it since.
+    fn sort(&self, found: Vec<FoundShard>) -> Result<(Vec<FoundShard>, Vec<FoundShard>)> {
+        let met: BTreeSet<StripeId> = found.iter().map(|found| found.stripe).collect();
+        let mut known = BTreeMap::new();
+        self.read(&mut |item| {
+            if let Item::Row { table: Stripes::ID, key, row } = item {
+                let id = StripeId::decode(key)?;
+                if met.contains(&id) {
+                    let row = <Stripes as Table>::Row::decode(row)?;
+                    known.insert((id, row.incarnation), row.placements);
+                }
+            }
+            Ok(())
+        })?;
+        let (mut newer, mut moved) = (Vec::new(), Vec::new());
+        for found in found {
+            match known.get(&(found.stripe, found.incarnation)) {
+                Some(placements) => {
+                    let place = placements.get(usize::from(found.index));
+                    let there = place.is_some_and(|place| (place.device, place.block) == (found.device, found.block));
+                    moved.extend((!there).then_some(found));
+                }
+                None => newer.extend((found.stripe >= self.head.first_stripe).then_some(found)),
+            }
+        }
+        Ok((newer, moved))
+    }
+
+    /// Stores all rows of the archive; how many there are. Transactions go on behind the newest one that was seen anywhere.
+    fn load(&self, recovery: &Recovery, newer: &[FoundShard]) -> Result<u64> {
+        let seen = newer.iter().map(|found| found.txn.0.saturating_add(1)).max().unwrap_or(0);
+        let last = seen.max(self.head.txn.0);
+        let mut rows = 0;
+        recovery.load(&mut |put| {
+            rows = 0;
+            self.read(&mut |item| {
+                let Item::Row { table, key, row } = item else { return Ok(()) };
+                rows += 1;
+                // The bitmaps are there already.
+                if table == Groups::ID { Ok(()) } else { put(table, key, row) }
+            })?;
+            put_row::<Counters>(put, &(Counter::Txn as u8), &last)
+        })?;
+        Ok(rows)
+    }
+
+    fn report(
+        &self,
+        view: &View<'_>,
+        rows: u64,
+        older: &Older,
+        newer: &Newer,
+        unreadable_blocks: u64,
+    ) -> Result<Recovered> {
+        let mut lost = newer.lost.clone();
+        for stripe in &older.lost {
+            owners(view, *stripe, &mut lost)?;
+        }
+        let inos: BTreeSet<Ino> = lost.keys().chain(newer.files.keys()).copied().collect();
+        let paths = paths(view, &inos)?;
+        let affected = |files: &BTreeMap<Ino, u64>| {
+            let one = |(ino, bytes): (&Ino, &u64)| Affected {
+                ino: ino.0,
+                path: paths.get(ino).cloned().unwrap_or_default(),
+                bytes: *bytes,
+            };
+            files.iter().map(one).collect()
+        };
+        Ok(Recovered {
+            transaction: self.head.txn.0,
+            created: self.archive.created,
+            rows,
+            stripes: older.stripes,
+            shards_moved: older.shards_moved,
+            shards_gone: older.shards_gone,
+            newer_stripes: newer.stripes,
+            newer: affected(&newer.files),
+            nameless: newer.made.iter().map(|ino| ino.0).collect(),
+            lost: affected(&lost),
+            unreadable_blocks,
+        })
+    }
+}
+
+/// Adds the bytes that each file has in a stripe.
+fn owners(reader: &impl Reader, stripe: StripeId, files: &mut BTreeMap<Ino, u64>) -> Result<()> {
+    let low = BackrefKey { stripe, ino: Ino(0), offset: 0, birth: TxnId(0) };
+    let high = BackrefKey { stripe: StripeId(stripe.0.saturating_add(1)), ..low.clone() };
+    reader.scan::<Backrefs>((Bound::Included(low), Bound::Excluded(high)), |key, row| {
+        *files.entry(key.ino).or_default() += u64::from(row.length);
+        Ok(Visit::Continue(()))
+    })
+}

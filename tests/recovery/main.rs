@@ -1,0 +1,508 @@
+//! Promise P8: with every copy of the metadata gone, a pool is made again from its newest archive and the headers of newer
+//! shards. Whole pools on simulated devices; what must be there is said by the model of POSIX.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use argosfs::base::clock::ManualClock;
+use argosfs::base::file::{Caller, FileType};
+use argosfs::base::{BLOCK_SIZE, Clock, DeviceId, Entropy, Error, Ino, Prng, StripeId, TxnId};
+use argosfs::check::{Context, Findings, Recovered, fsck};
+use argosfs::device::sim::SimWorld;
+use argosfs::device::{Device, InlineEngine};
+use argosfs::format::label::DefaultGeometry;
+use argosfs::format::rows::{StripeRow, StripeState};
+use argosfs::format::shard::{ShardHeader, Unit};
+use argosfs::format::table::Stripes;
+use argosfs::fs::model::{Mix, Model, read_tree};
+use argosfs::fs::op::Driver;
+use argosfs::fs::{Fs, Options, RootOwner};
+use argosfs::meta::{Reader, Visit};
+use argosfs::pool::{FormatOptions, OpenMode, Pool};
+use argosfs::store::Store;
+
+const SIZE: u64 = 64 << 20;
+
+/// A pool on simulated devices.
+struct Rig {
+    world: SimWorld,
+    clock: Arc<ManualClock>,
+    store: Arc<Store>,
+}
+
+fn devices(world: &SimWorld, which: &[usize]) -> Vec<Arc<dyn Device>> {
+    which.iter().map(|index| world.device(*index)).collect()
+}
+
+fn open_pool(world: &SimWorld, which: &[usize]) -> Arc<Pool> {
+    let mode = OpenMode::default();
+    Arc::new(Pool::open(&devices(world, which), &mode, Arc::new(InlineEngine), Box::new(Prng::new(7))).unwrap())
+}
+
+impl Rig {
+    fn format(seed: u64, count: usize, k: u8, m: u8) -> Rig {
+        let world = SimWorld::new(seed, count, SIZE);
+        let options = FormatOptions {
+            name: "tank".into(),
+            geometry: DefaultGeometry { k, m, shard_blocks: 8 },
+            force: false,
+            created: 0,
+        };
+        let engine = Arc::new(InlineEngine);
+        let pool = Pool::format(&world.devices(), &options, engine, Box::new(Prng::new(seed))).unwrap();
+        let clock = Arc::new(ManualClock::default());
+        let store = Store::format(Arc::new(pool), clock.clone(), seed).unwrap();
+        store.meta().transact(|tx| Fs::format(tx, &mut Prng::new(seed), RootOwner::default())).unwrap();
+        Rig { world, clock, store: Arc::new(store) }
+    }
+
+    fn fs(&self) -> Fs {
+        Fs::open(self.store.clone(), Options::default()).unwrap()
+    }
+
+    fn archive(&self) {
+        let pool = self.store.pool().unwrap().uuid();
+        argosfs::check::archive(&self.store, pool, 5, &|| true).unwrap();
+    }
+
+    /// Lets the process die and every copy of the metadata be overwritten with noise; nothing that was written is lost.
+    fn destroy_metadata(self) -> (SimWorld, Arc<ManualClock>) {
+        let root = self.store.pool().unwrap().state().label.meta.clone();
+        let Rig { world, clock, store } = self;
+        drop(store);
+        let noise = |device: u16, block: u64, blocks: u64| {
+            world.corrupt(usize::from(device), block * BLOCK_SIZE..(block + blocks) * BLOCK_SIZE);
+        };
+        assert!(!root.chunks.is_empty());
+        root.replicas.iter().for_each(|replica| noise(replica.device, replica.log_block, replica.log_blocks.into()));
+        let chunk_blocks = u64::from(root.chunk_blocks);
+        root.chunks.iter().for_each(|chunk| noise(chunk.device, chunk.block, u64::from(chunk.count) * chunk_blocks));
+        (world, clock)
+    }
+}
+
+/// Recovers from these devices and opens what came of it, which must be consistent but for the files without names.
+fn recovered(world: &SimWorld, which: &[usize], clock: Arc<ManualClock>) -> (Rig, Recovered) {
+    let pool = open_pool(world, which);
+    let why = Store::open(pool.clone(), clock.clone(), 8).err().expect("there is no metadata").to_string();
+    assert!(why.contains("argosfs recover"), "{why}");
+    let report = argosfs::check::recover(&pool, clock.clone(), 9, &mut |_, _, _| true).unwrap();
+    drop(pool);
+    let store = Arc::new(Store::open(open_pool(world, which), clock.clone(), 10).unwrap());
+    let rig = Rig { world: world.clone(), clock, store };
+    rig.check(report.nameless.len() as u64);
+    (rig, report)
+}
+
+impl Rig {
+    /// Everything stored twice agrees, but for so many inodes without names.
+    fn check(&self, nameless: u64) {
+        let state = self.store.pool().unwrap().state();
+        let mut context = Context::default();
+        for member in &state.members {
+            let (blocks, layout) = (member.size / BLOCK_SIZE, member.layout);
+            context.devices.push((member.id, blocks));
+            context.metadata.push((member.id, 0, layout.start));
+        }
+        for run in self.store.archive_runs() {
+            context.metadata.push((run.device, run.block.0, run.blocks.into()));
+        }
+        let root = &state.label.meta;
+        for replica in &root.replicas {
+            context.metadata.push((DeviceId(replica.device), replica.log_block, replica.log_blocks.into()));
+        }
+        for chunk in &root.chunks {
+            let blocks = u64::from(chunk.count) * u64::from(root.chunk_blocks);
+            context.metadata.push((DeviceId(chunk.device), chunk.block, blocks));
+        }
+        let mut findings = Findings::default();
+        self.store.view(|view| fsck(view, &context, &mut findings, &mut |_| {})).unwrap();
+        let other: Vec<_> = findings.listed().iter().filter(|found| found.id != "inode-unreachable").collect();
+        assert!(other.is_empty(), "{other:#?}");
+        assert_eq!(findings.total(), nameless, "{:#?}", findings.listed());
+    }
+
+    fn assert_whole(&self) {
+        let all = (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded);
+        let whole = |id, row: StripeRow| {
+            assert_eq!(row.state, StripeState::Whole, "stripe {id}: {:?}", row.placements);
+            Ok(Visit::Continue(()))
+        };
+        self.store.view(|view| view.scan::<Stripes>(all, whole)).unwrap();
+        let progress = self.store.scrub(&mut |_| true).unwrap();
+        assert_eq!((progress.lost, progress.repaired.missing), (0, 0), "{progress:?}");
+    }
+}
+
+/// Whatever was there when the archive was made is there again, names, modes, attributes, links and content alike.
+#[test]
+fn p8_everything_in_the_archive_comes_back() {
+    for seed in 0..6 {
+        let rig = Rig::format(seed, 6, 4, 2);
+        let mut model = Model::new(rig.clock.now());
+        let mut driver = Driver::new(rig.fs(), rig.clock.clone());
+        let mut prng = Prng::new(seed);
+        let mix = Mix { remount: 0, ..Mix::default() };
+        for _ in 0..1200 {
+            let op = model.random_op(&mut prng, &mix);
+            let (now, outcome) = driver.apply(&op);
+            model.check(&op, now, &outcome).unwrap();
+        }
+        let fs = driver.into_fs();
+        fs.forget_all();
+        fs.reclaim_waiting().unwrap();
+        fs.syncfs().unwrap();
+        let expected = read_tree(&fs).unwrap();
+        drop(fs);
+        rig.archive();
+        let (world, clock) = rig.destroy_metadata();
+        let lost = [prng.below(6) as usize, prng.below(6) as usize];
+        let which: Vec<usize> = (0..6).filter(|index| seed % 2 == 0 || !lost.contains(index)).collect();
+        let (rig, report) = recovered(&world, &which, clock);
+        assert!(report.newer.is_empty() && report.lost.is_empty(), "seed {seed}: {report:?}");
+        let found = read_tree(&rig.fs()).unwrap();
+        if let Some(difference) = found.difference(&expected) {
+            panic!("seed {seed}: {difference}");
+        }
+        if seed % 2 == 0 {
+            rig.assert_whole();
+        }
+    }
+}
+
+/// Files by their numbers, as they should be.
+type Files = BTreeMap<Ino, Vec<u8>>;
+
+fn new_file(fs: &Fs, name: &[u8]) -> Ino {
+    fs.mknod(&Caller::ROOT, Ino::ROOT, name, FileType::Regular.mode_bits() | 0o644, 0).unwrap().attr.ino
+}
+
+fn write(fs: &Fs, files: &mut Files, ino: Ino, offset: usize, bytes: &[u8]) {
+    let mut done = 0;
+    while done < bytes.len() {
+        let piece = &bytes[done..bytes.len().min(done + (1 << 20))];
+        done += fs.write(&Caller::ROOT, ino, (offset + done) as u64, piece, false).unwrap();
+    }
+    let content = files.entry(ino).or_default();
+    content.resize(content.len().max(offset + bytes.len()), 0);
+    content[offset..offset + bytes.len()].copy_from_slice(bytes);
+}
+
+fn random(prng: &mut Prng, length: u64) -> Vec<u8> {
+    let mut bytes = vec![0; length as usize];
+    prng.fill(&mut bytes);
+    bytes
+}
+
+fn content(fs: &Fs, ino: Ino) -> Vec<u8> {
+    let mut out = vec![0; fs.getattr(ino).unwrap().size as usize];
+    let mut done = 0;
+    while done < out.len() {
+        let more = fs.read(ino, done as u64, &mut out[done..]).unwrap();
+        assert!(more > 0);
+        done += more;
+    }
+    out
+}
+
+/// Too much to go into the metadata.
+fn length(prng: &mut Prng) -> u64 {
+    40_000 + prng.below(300_000)
+}
+
+/// Writes somewhere into one of the files, without a hole.
+fn scribble(fs: &Fs, files: &mut Files, prng: &mut Prng) {
+    let inos: Vec<Ino> = files.keys().copied().collect();
+    let ino = inos[prng.below(inos.len() as u64) as usize];
+    let offset = prng.below(files[&ino].len() as u64 + 1) as usize;
+    let bytes = length(prng);
+    let bytes = random(prng, bytes);
+    write(fs, files, ino, offset, &bytes);
+}
+
+/// What was written after the archive was made is taken from the headers of its shards, the later version of two, and
+/// what was only moved hides nothing.
+#[test]
+fn p8_newer_content_is_put_on_top() {
+    for seed in 0..8 {
+        let rig = Rig::format(seed, 6, 4, 2);
+        let fs = rig.fs();
+        let mut prng = Prng::new(seed);
+        let mut files = Files::new();
+        for name in 0..8u8 {
+            let ino = new_file(&fs, &[b'a' + name]);
+            let bytes = length(&mut prng);
+            let bytes = random(&mut prng, bytes);
+            write(&fs, &mut files, ino, 0, &bytes);
+        }
+        for _ in 0..6 {
+            scribble(&fs, &mut files, &mut prng);
+            fs.syncfs().unwrap();
+        }
+        rig.archive();
+        let known: Vec<Ino> = files.keys().copied().collect();
+        for step in 0..25u8 {
+            if step % 8 == 7 {
+                let ino = new_file(&fs, &[b'A' + step]);
+                let bytes = length(&mut prng);
+                let bytes = random(&mut prng, bytes);
+                write(&fs, &mut files, ino, 0, &bytes);
+            }
+            scribble(&fs, &mut files, &mut prng);
+            if prng.chance(1, 2) {
+                fs.syncfs().unwrap();
+            }
+            if prng.chance(1, 3) {
+                while rig.store.tidy_step(true).unwrap() {}
+            }
+        }
+        fs.syncfs().unwrap();
+        while rig.store.tidy_step(true).unwrap() {}
+        rig.store.durable_point().unwrap();
+        drop(fs);
+        let (world, clock) = rig.destroy_metadata();
+        let (rig, report) = recovered(&world, &[0, 1, 2, 3, 4, 5], clock);
+        assert!(report.lost.is_empty() && report.newer_stripes > 0, "seed {seed}: {report:?}");
+        assert_eq!(report.nameless.len(), files.len() - known.len());
+        let fs = rig.fs();
+        fs.adopt(report.nameless.iter().map(|ino| Ino(*ino))).unwrap();
+        rig.check(0);
+        let directory = fs.lookup(&Caller::ROOT, Ino::ROOT, b"lost+found").unwrap().attr.ino;
+        for (ino, expected) in &files {
+            assert!(content(&fs, *ino) == *expected, "seed {seed}: inode {ino} differs");
+            let name = format!("#{ino}").into_bytes();
+            let found = fs.lookup(&Caller::ROOT, directory, &name).ok().map(|entry| entry.attr.ino);
+            assert_eq!(found, (!known.contains(ino)).then_some(*ino));
+        }
+        rig.assert_whole();
+    }
+}
+
+/// Space that the archive's files gave up may hold something else since. Those files are reported, and nothing else is.
+#[test]
+fn what_was_overwritten_since_the_archive_is_reported_lost() {
+    let rig = Rig::format(3, 4, 2, 2);
+    let fs = rig.fs();
+    let mut prng = Prng::new(3);
+    let mut files = Files::new();
+    let kept = new_file(&fs, b"kept");
+    let bytes = random(&mut prng, 3_000_000);
+    write(&fs, &mut files, kept, 0, &bytes);
+    let gone = new_file(&fs, b"gone");
+    let bytes = random(&mut prng, 8_000_000);
+    write(&fs, &mut Files::new(), gone, 0, &bytes);
+    fs.syncfs().unwrap();
+    rig.archive();
+    fs.unlink(&Caller::ROOT, Ino::ROOT, b"gone").unwrap();
+    fs.forget_all();
+    fs.reclaim_waiting().unwrap();
+    fs.syncfs().unwrap();
+    // Until all free space has been used.
+    let new = new_file(&fs, b"new");
+    let mut length = 0;
+    loop {
+        let bytes = random(&mut prng, 1 << 20);
+        match fs.write(&Caller::ROOT, new, length, &bytes, false) {
+            Ok(done) => length += done as u64,
+            Err(Error::NoSpace) => break,
+            Err(error) => panic!("{error}"),
+        }
+        files.entry(new).or_default().extend_from_slice(&bytes);
+        fs.syncfs().unwrap();
+    }
+    drop(fs);
+    let (world, clock) = rig.destroy_metadata();
+    let (rig, report) = recovered(&world, &[0, 1, 2, 3], clock);
+    let lost: Vec<&str> = report.lost.iter().map(|file| file.path.as_str()).collect();
+    assert_eq!(lost, ["/gone"], "{report:?}");
+    assert!(report.shards_gone > 0);
+    let fs = rig.fs();
+    assert!(content(&fs, kept) == files[&kept]);
+    let found = content(&fs, new);
+    assert!(found == files[&new][..found.len()] && found.len() as u64 >= length - (1 << 20), "{}", found.len());
+    assert!(fs.read(gone, 0, &mut [0; 4096]).is_err(), "what is lost must not read as something else");
+}
+
+/// Shards that moved to another device after the archive was made are found there.
+#[test]
+fn moved_shards_are_found() {
+    let rig = Rig::format(4, 6, 3, 2);
+    let fs = rig.fs();
+    let mut prng = Prng::new(4);
+    let mut files = Files::new();
+    for name in [b"a", b"b"] {
+        let ino = new_file(&fs, name);
+        let bytes = random(&mut prng, 4_000_000);
+        write(&fs, &mut files, ino, 0, &bytes);
+    }
+    fs.syncfs().unwrap();
+    drop(fs);
+    rig.archive();
+    let spare = rig.world.add_device(SIZE);
+    rig.store.replace(DeviceId(1), rig.world.device(spare), false, &mut |_| true).unwrap();
+    rig.store.durable_point().unwrap();
+    let (world, clock) = rig.destroy_metadata();
+    world.wipe(1);
+    // Two more may be missing.
+    let (rig, report) = recovered(&world, &[0, 3, 4, spare], clock);
+    assert!(report.shards_moved > 0 && report.lost.is_empty(), "{report:?}");
+    let fs = rig.fs();
+    for (ino, expected) in &files {
+        assert!(content(&fs, *ino) == *expected);
+    }
+}
+
+/// A file may hold what looks like a shard, a copy of a device for example: while the file is there it is nothing else.
+#[test]
+fn shards_inside_of_files_are_not_taken_for_shards() {
+    let rig = Rig::format(5, 3, 2, 1);
+    let fs = rig.fs();
+    let mut prng = Prng::new(5);
+    let mut files = Files::new();
+    let ino = new_file(&fs, b"file");
+    let bytes = random(&mut prng, 1_000_000);
+    write(&fs, &mut files, ino, 0, &bytes);
+    let state = rig.store.pool().unwrap().state();
+    let payload = [b'x'; BLOCK_SIZE as usize];
+    // One for each device, because nobody knows where it will lie.
+    let forged: Vec<u8> = (state.members.iter())
+        .flat_map(|member| {
+            let header = ShardHeader {
+                pool: state.label.uuid,
+                device: member.uuid,
+                stripe: StripeId(1 << 40),
+                incarnation: state.label.settings.incarnation,
+                index: 0,
+                k: 1,
+                m: 0,
+                granule_shift: 0,
+                shard_blocks: 1,
+                txn: TxnId(1 << 40),
+                payload_bytes: BLOCK_SIZE as u32,
+                sums: vec![crc32c::crc32c(&payload)],
+                sealed: false,
+                truncated: false,
+                units: vec![Unit {
+                    ino,
+                    offset: 0,
+                    length: BLOCK_SIZE as u32,
+                    start: 0,
+                    birth: None,
+                    parent: Ino(0),
+                    name: Vec::new(),
+                }],
+            };
+            [header.encode(), payload].concat()
+        })
+        .collect();
+    let known = new_file(&fs, b"known");
+    (0..10).for_each(|at| write(&fs, &mut files, known, at * forged.len(), &forged));
+    fs.syncfs().unwrap();
+    rig.archive();
+    let newer = new_file(&fs, b"newer");
+    (0..10).for_each(|at| write(&fs, &mut files, newer, at * forged.len(), &forged));
+    fs.syncfs().unwrap();
+    drop((fs, state));
+    let (world, clock) = rig.destroy_metadata();
+    let (rig, report) = recovered(&world, &[0, 1, 2], clock);
+    assert!(report.lost.is_empty() && report.newer.len() == 1, "{report:?}");
+    let fs = rig.fs();
+    for (ino, expected) in &files {
+        assert!(content(&fs, *ino) == *expected, "inode {ino} differs");
+    }
+    rig.assert_whole();
+}
+
+/// What was moved after the archive was made is found where it is now, and is as certain as before.
+#[test]
+fn what_was_only_moved_is_not_newer() {
+    let rig = Rig::format(8, 6, 4, 2);
+    let fs = rig.fs();
+    let mut prng = Prng::new(8);
+    let mut files = Files::new();
+    let ino = new_file(&fs, b"file");
+    let bytes = random(&mut prng, 4_000_000);
+    write(&fs, &mut files, ino, 0, &bytes);
+    fs.syncfs().unwrap();
+    // Little is left of each stripe.
+    for at in (0..3_900_000).step_by(128 << 10) {
+        let bytes = random(&mut prng, 100 << 10);
+        write(&fs, &mut files, ino, at, &bytes);
+    }
+    fs.syncfs().unwrap();
+    rig.archive();
+    let before = rig.store.oldest_unfinished();
+    while rig.store.tidy_step(true).unwrap() {}
+    assert!(rig.store.oldest_unfinished() > before, "nothing was moved");
+    rig.store.durable_point().unwrap();
+    // So that what it was moved from cannot help.
+    let other = new_file(&fs, b"other");
+    let bytes = random(&mut prng, 100 << 20);
+    write(&fs, &mut files, other, 0, &bytes);
+    fs.syncfs().unwrap();
+    drop(fs);
+    let (world, clock) = rig.destroy_metadata();
+    let (rig, report) = recovered(&world, &[0, 1, 2, 3, 4, 5], clock);
+    let newer: Vec<u64> = report.newer.iter().map(|file| file.ino).collect();
+    assert_eq!(newer, [other.0], "{report:?}");
+    let fs = rig.fs();
+    for (ino, expected) in &files {
+        assert!(content(&fs, *ino) == *expected, "inode {ino} differs");
+    }
+}
+
+/// Interrupted anywhere, a recovery can be begun again, and until it is done nothing is changed that anybody needs.
+#[test]
+fn an_interrupted_recovery_is_begun_again() {
+    let rig = Rig::format(6, 4, 2, 2);
+    let fs = rig.fs();
+    let mut prng = Prng::new(6);
+    let mut files = Files::new();
+    let ino = new_file(&fs, b"file");
+    let bytes = random(&mut prng, 2_000_000);
+    write(&fs, &mut files, ino, 0, &bytes);
+    fs.syncfs().unwrap();
+    rig.archive();
+    for _ in 0..8 {
+        scribble(&fs, &mut files, &mut prng);
+        fs.syncfs().unwrap();
+    }
+    drop(fs);
+    let (world, clock) = rig.destroy_metadata();
+    world.mark_base();
+    let whole = world.fork();
+    recovered(&whole, &[0, 1, 2, 3], clock.clone());
+    let pool = open_pool(&world, &[0, 1, 2, 3]);
+    argosfs::check::recover(&pool, clock.clone(), 9, &mut |_, _, _| true).unwrap();
+    drop(pool);
+    let (first, last) = (world.oldest_crash_point(), world.record());
+    let mut begun_again = 0;
+    for _ in 0..40 {
+        let at = first + prng.below(last - first + 1);
+        let world = world.crash_state(at, &mut prng);
+        let pool = open_pool(&world, &[0, 1, 2, 3]);
+        let opened = Store::open(pool.clone(), clock.clone(), 8);
+        let store = match opened {
+            Ok(store) => store,
+            Err(Error::Unavailable(why)) if why.contains("argosfs recover") => {
+                begun_again += 1;
+                argosfs::check::recover(&pool, clock.clone(), 11, &mut |_, _, _| true).unwrap();
+                Store::open(pool, clock.clone(), 12).unwrap()
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let rig = Rig { world, clock: clock.clone(), store: Arc::new(store) };
+        rig.check(0);
+        assert!(content(&rig.fs(), ino) == files[&ino], "cut at {at}");
+    }
+    assert!((5..40).contains(&begun_again), "{begun_again} of 40");
+}
+
+#[test]
+fn without_an_archive_it_is_refused() {
+    let rig = Rig::format(7, 3, 2, 1);
+    let (world, clock) = rig.destroy_metadata();
+    let pool = open_pool(&world, &[0, 1, 2]);
+    let why = argosfs::check::recover(&pool, clock, 9, &mut |_, _, _| true).unwrap_err().to_string();
+    assert!(why.contains("archive"), "{why}");
+}
