@@ -7,8 +7,9 @@
 //! older builds must not even mount is fenced by an incompatible feature in the label besides.
 
 mod v1;
+mod v2;
 
 use super::Step;
 
 /// All steps; the last one leads to the version this build works with.
-pub const STEPS: &[Step] = &[Step { to: 1, run: v1::run }];
+pub const STEPS: &[Step] = &[Step { to: 1, run: v1::run }, Step { to: 2, run: v2::run }];

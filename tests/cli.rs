@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+#[path = "cli/damage.rs"]
+mod damage;
 #[path = "cli/recover.rs"]
 mod recover;
 

@@ -23,4 +23,5 @@ pub use archive::{archive, export_archive};
 pub use export::{ExportHeader, ExportSummary, export};
 pub use fsck::{Context, Progress, Report, fsck};
 pub use issue::{Finding, Findings, Issue};
+pub use paths::{names, paths};
 pub use recover::{Affected, Recovered, recover};

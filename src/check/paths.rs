@@ -107,3 +107,47 @@ fn name_in(reader: &impl Reader, parent: Ino, ino: Ino) -> Result<Option<Vec<u8>
     })?;
     Ok(found)
 }
+
+/// The names of a path that was printed by [`paths`], or written by somebody; `None` if it cannot be one.
+pub fn names(path: &str) -> Option<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        let mut name = Vec::new();
+        let mut letters = part.chars();
+        while let Some(letter) = letters.next() {
+            if letter != '\\' {
+                name.extend_from_slice(letter.encode_utf8(&mut [0; 4]).as_bytes());
+                continue;
+            }
+            match letters.next()? {
+                '\\' => name.push(b'\\'),
+                'x' => {
+                    let digits: String = letters.by_ref().take(2).collect();
+                    name.push(u8::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 2)?);
+                }
+                _ => return None,
+            }
+        }
+        names.push(name);
+    }
+    Some(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn printed_paths_are_taken_back() {
+        let all: [&[u8]; 6] =
+            [b"plain", "K\u{e4}se".as_bytes(), b"not \xff\xfe UTF-8 \n", b"back\\slash", b"\\x41", "\u{85}".as_bytes()];
+        let mut path = String::new();
+        all.iter().for_each(|name| push(&mut path, name));
+        assert!(path.chars().all(|letter| !letter.is_control()), "{path:?}");
+        assert_eq!(names(&path).unwrap(), all);
+        assert_eq!(names("a//b/").unwrap(), [b"a", b"b"]);
+        for wrong in ["/a\\", "/a\\x4", "/a\\xzz", "/a\\n"] {
+            assert_eq!(names(wrong), None, "{wrong}");
+        }
+    }
+}

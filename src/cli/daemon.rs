@@ -23,7 +23,6 @@ use crate::control::protocol::{Failure, Outcome};
 use crate::control::runtime::Runtime;
 use crate::control::service::{Mounted, PoolService};
 use crate::control::status::MountStatus;
-use crate::control::work::Work;
 use crate::control::{Client, Server, mounts};
 use crate::fs::background::{Background, INTERVAL, WORKERS};
 use crate::fs::{self, Fs};
@@ -137,8 +136,7 @@ fn prepare(pool: &Path, mountpoint: &Path, options: &Options, voice: Voice) -> R
             Box::new(move |lazy| session.unmount(lazy))
         },
     };
-    let service =
-        Arc::new(PoolService { pool, store, options: open_options, mounted: Some(mounted), work: Work::default() });
+    let service = Arc::new(PoolService { mounted: Some(mounted), ..PoolService::unmounted(pool, store, open_options) });
     let started = Server::start(&runtime.socket(located.uuid), Arc::clone(&service) as _).and_then(|server| {
         let background = match options.read_only {
             true => None,
@@ -196,6 +194,11 @@ impl Daemon {
             let (session, fs) = (Arc::clone(&session), Arc::clone(&fs));
             move || end_on_signal(&session, &fs)
         })?;
+        if !service.pool.is_read_only()
+            && let Err(error) = service.scrub.resume_interrupted()
+        {
+            eprintln!("argosfs: the scrub does not go on: {error}");
+        }
         let keeper = keep(&service, &log, &ended, matches!(voice, Voice::Parent))?;
         voice.say(&Saying::Ready(ready(&service, &session)));
         if matches!(voice, Voice::Parent) {
@@ -205,6 +208,7 @@ impl Daemon {
         let served = session.run(&*fs);
         ended.store(true, Ordering::Release);
         signals.stop();
+        service.scrub.stop();
         let _ = keeper.join();
         fs.forget_all();
         let closed = close(&service, background);

@@ -41,7 +41,7 @@ pub struct Arguments {
     paths: Vec<PathBuf>,
 }
 
-fn parse_size(text: &str) -> Result<Bytes, String> {
+pub(super) fn parse_size(text: &str) -> Result<Bytes, String> {
     Bytes::parse(text).filter(|size| size.0 > 0).ok_or_else(|| "a size looks like 64M, 2G or 1T".to_owned())
 }
 

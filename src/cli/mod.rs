@@ -2,6 +2,7 @@
 //! operations, `fuse` mounts. This is the only layer that prints.
 
 mod daemon;
+mod damage;
 mod demo;
 mod device;
 mod exit;
@@ -61,6 +62,8 @@ enum Command {
     Rebuild(rebuild::Arguments),
     /// Read and verify everything, and repair what is bad.
     Scrub(scrub::Arguments),
+    /// Name the files with content that cannot be read any more, and do something about them.
+    Damage(damage::Arguments),
     /// Tell the devices which of their blocks are free; a mount does it by itself as files go.
     Trim(trim::Arguments),
     /// Check the metadata, with --data every shard too; nothing is changed.
@@ -84,6 +87,7 @@ impl Command {
             Command::Device(arguments) => device::run(arguments, output),
             Command::Rebuild(arguments) => rebuild::run(arguments, output),
             Command::Scrub(arguments) => scrub::run(arguments, output),
+            Command::Damage(arguments) => damage::run(arguments, output),
             Command::Trim(arguments) => trim::run(arguments, output),
             Command::Fsck(arguments) => fsck::run(arguments, output),
             Command::ExportMeta(arguments) => export_meta::run(arguments, output),
@@ -157,6 +161,11 @@ mod tests {
             "argosfs device replace --pool tank 3 /dev/b --force",
             "argosfs rebuild tank",
             "argosfs scrub",
+            "argosfs scrub tank --background --limit 100M",
+            "argosfs scrub --pause",
+            "argosfs scrub --status --json",
+            "argosfs damage tank",
+            "argosfs damage --accept /a/b",
             "argosfs trim tank",
             "argosfs fsck --data tank",
             "argosfs export-meta tank -o out.json",

@@ -13,6 +13,7 @@ pub mod open;
 mod ops;
 pub mod protocol;
 pub mod runtime;
+pub mod scrub;
 pub mod server;
 pub mod service;
 pub mod status;

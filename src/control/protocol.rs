@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::Error;
 
 /// Version of the protocol; a daemon refuses others.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// A request with the version of the protocol it is in.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -24,8 +24,10 @@ pub enum Request {
     Status,
     /// Makes everything durable.
     Sync,
-    /// Verifies every shard and repairs what is bad.
-    Scrub,
+    /// Verifies every shard and repairs what is bad; `limit`: bytes a second at most, 0 for no limit.
+    Scrub { action: ScrubAction, limit: u64 },
+    /// What cannot be repaired any more, and what is to become of it.
+    Damage { action: DamageAction },
     /// Brings every stripe back to full redundancy.
     Rebuild,
     /// Tells the devices which of their blocks are free.
@@ -40,10 +42,42 @@ pub enum Request {
     Unmount { lazy: bool },
 }
 
+/// What is to become of the pool's scrub.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScrubAction {
+    /// Begins or goes on, and is answered at the end.
+    Wait,
+    /// Begins or goes on, and is answered at once.
+    Start,
+    Pause,
+    Resume,
+    Cancel,
+    /// Changes nothing.
+    Status,
+}
+
+/// What is to be done about damage.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DamageAction {
+    /// Names every file with content that cannot be read.
+    List,
+    /// What cannot be read of a file reads as zeros from now on.
+    Accept { path: String },
+    /// The file is removed.
+    Delete { path: String },
+}
+
 impl Request {
     /// Whether the operation writes to the pool.
     pub fn writes(&self) -> bool {
-        matches!(self, Request::Sync | Request::Scrub | Request::Rebuild | Request::Trim | Request::Replace { .. })
+        match self {
+            Request::Scrub { action, .. } => *action != ScrubAction::Status,
+            Request::Damage { action } => *action != DamageAction::List,
+            Request::Sync | Request::Rebuild | Request::Trim | Request::Replace { .. } => true,
+            _ => false,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use super::open::OpenOptions;
 use super::ops;
 pub use super::ops::{export_archived, recover};
 use super::protocol::{Info, Outcome, Request};
+use super::scrub::Scrubber;
 use super::server::{Reply, Service};
 use super::status::{MountStatus, Status};
 use super::work::Work;
@@ -34,12 +35,14 @@ pub struct PoolService {
     pub options: OpenOptions,
     pub mounted: Option<Mounted>,
     pub work: Work,
+    pub scrub: Scrubber,
 }
 
 impl PoolService {
     /// A pool that this process has opened for one command.
     pub fn unmounted(pool: Arc<Pool>, store: Arc<Store>, options: OpenOptions) -> PoolService {
-        PoolService { pool, store, options, mounted: None, work: Work::default() }
+        let scrub = Scrubber::new(Arc::clone(&store), Arc::clone(&options.clock));
+        PoolService { pool, store, options, mounted: None, work: Work::default(), scrub }
     }
 
     /// Makes everything durable, what is only in memory included.
@@ -78,7 +81,7 @@ impl PoolService {
 
     fn status(&self) -> Result<Outcome> {
         let mounted = self.mounted.as_ref().map(|mounted| mounted.status.clone());
-        Status::of(&self.pool, &self.store, mounted, self.work.now())?.outcome()
+        Status::of(&self.pool, &self.store, mounted, self.work.now(), self.scrub.status())?.outcome()
     }
 }
 
@@ -92,7 +95,8 @@ impl Service for PoolService {
                 let durable = self.store.meta().durable().0;
                 outcome(0, &serde_json::json!({ "durable": durable }), String::new())
             }
-            Request::Scrub => ops::scrub(self, reply),
+            Request::Scrub { action, limit } => ops::scrub(self, *action, *limit, reply),
+            Request::Damage { action } => ops::damage(self, action),
             Request::Rebuild => ops::rebuild(self, reply),
             Request::Trim => ops::trim(self, reply),
             Request::Replace { old, new, force } => ops::replace(self, old, new, *force, reply),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::protocol::{Outcome, Progress};
+use super::scrub::ScrubStatus;
 use crate::base::clock::Timestamp;
 use crate::base::{Bytes, DeviceId, Result, StripeId};
 use crate::device::Device;
@@ -113,6 +114,8 @@ pub struct Status {
     pub space: SpaceStatus,
     pub metadata: Option<MetadataStatus>,
     pub archive: Option<ArchiveStatus>,
+    /// The last scrub, or the one going on.
+    pub scrub: Option<ScrubStatus>,
     pub work: Vec<Progress>,
     /// What is wrong, a line each, with what to do about it.
     pub problems: Vec<String>,
@@ -123,7 +126,13 @@ const INTENTS_MAX: usize = 20_000;
 
 impl Status {
     /// Looks at an open pool.
-    pub fn of(pool: &Arc<Pool>, store: &Store, mounted: Option<MountStatus>, work: Vec<Progress>) -> Result<Status> {
+    pub fn of(
+        pool: &Arc<Pool>,
+        store: &Store,
+        mounted: Option<MountStatus>,
+        work: Vec<Progress>,
+        scrub: Option<ScrubStatus>,
+    ) -> Result<Status> {
         let state = pool.state();
         let label = &state.label;
         let mut problems = Vec::new();
@@ -134,6 +143,13 @@ impl Status {
         let (damaged, missing) = damaged_stripes(store, &state)?;
         if damaged > 0 {
             problems.push(format!("{damaged} stripes lack shards: `argosfs rebuild {}` restores them", label.name));
+        }
+        let lost = store.damaged_stripes();
+        if lost > 0 {
+            problems.push(format!(
+                "{lost} stripes are damaged beyond repair: `argosfs damage {}` names the files, and what can be done",
+                label.name
+            ));
         }
         let poisoned = pool.poisoned().or_else(|| store.meta().poisoned());
         if let Some(why) = &poisoned {
@@ -189,6 +205,7 @@ impl Status {
                 bytes: archive.length,
                 created: archive.created,
             }),
+            scrub,
             work,
             problems,
         })
@@ -252,6 +269,9 @@ impl Status {
                 archive.transaction,
                 Bytes(archive.bytes)
             );
+        }
+        if let Some(scrub) = &self.scrub {
+            let _ = writeln!(out, "  scrub     {}", scrub.text());
         }
         for progress in &self.work {
             let Progress { work, done, total, unit } = progress;

@@ -163,7 +163,7 @@ fn a_refused_end_is_told_at_once_and_an_accepted_one_when_all_is_done() {
     assert!(matches!(busy, Err(Error::Busy(_))));
     // The accepted one: nothing may arrive before `finish`, and the connection stays open after it.
     let mut stream = UnixStream::connect(runtime.socket(Uuid([5; 16]))).expect("connects");
-    let request = br#"{"protocol":2,"request":{"unmount":{"lazy":true}}}"#;
+    let request = br#"{"protocol":3,"request":{"unmount":{"lazy":true}}}"#;
     frame::write(&mut stream, Kind::Request, request).expect("sends");
     stream.set_read_timeout(Some(std::time::Duration::from_millis(200))).expect("sets");
     assert!(frame::read(&mut stream).is_err(), "told before the end");
@@ -197,7 +197,7 @@ fn who_asked_for_the_end_is_answered_even_when_it_comes_at_once() {
     let socket = runtime.socket(Uuid([5; 16]));
     let server = Server::start(&socket, Arc::new(Slow(socket.clone()))).expect("listens");
     let mut stream = UnixStream::connect(&socket).expect("connects");
-    let request = br#"{"protocol":2,"request":{"unmount":{"lazy":true}}}"#;
+    let request = br#"{"protocol":3,"request":{"unmount":{"lazy":true}}}"#;
     frame::write(&mut stream, Kind::Request, request).expect("sends");
     while !socket.with_extension("asked").exists() {
         std::thread::yield_now();
@@ -225,7 +225,7 @@ fn hostile_bytes_do_not_stop_the_server() {
     frame::write(&mut stream, Kind::Request, br#"{"protocol":99,"request":"future"}"#).expect("sends");
     let (kind, payload) = frame::read(&mut stream).expect("reads").expect("an answer");
     assert_eq!(kind, Kind::Failure);
-    assert!(String::from_utf8_lossy(&payload).contains("version 2"));
+    assert!(String::from_utf8_lossy(&payload).contains("version 3"));
     assert_eq!(client(&runtime).info().name, "tank");
     server.finish(&finished());
 }
@@ -250,7 +250,7 @@ fn a_reply_that_nobody_reads_fails_the_work() {
     let ended = Arc::new(Mutex::new(None));
     let server = Server::start(&socket, Arc::new(Endless(Arc::clone(&ended)))).expect("listens");
     let mut stream = UnixStream::connect(&socket).expect("connects");
-    frame::write(&mut stream, Kind::Request, br#"{"protocol":2,"request":{"export-meta":{"archived":false}}}"#)
+    frame::write(&mut stream, Kind::Request, br#"{"protocol":3,"request":{"export-meta":{"archived":false}}}"#)
         .expect("sends");
     assert!(matches!(frame::read(&mut stream).expect("reads"), Some((Kind::Data, _))));
     drop(stream);

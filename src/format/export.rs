@@ -6,7 +6,7 @@ use super::json::{Object, decimal};
 use super::record::{Key, Row};
 use super::rows::*;
 use super::table::*;
-use crate::base::{Error, Result, Timestamp};
+use crate::base::{Error, Result, StripeId, Timestamp};
 
 /// Version of the form.
 pub const EXPORT_VERSION: u64 = 1;
@@ -36,7 +36,7 @@ pub fn row(table: u8, key: &[u8], row: &[u8], out: &mut String) -> Result<()> {
     }
     by_table! {
         Inodes Dentries Xattrs Extents Stripes StripeLive Backrefs Groups Devices Counters Orphans Intents Journal Config
-        History HistoryByDeath Snapshots Decisions Policies
+        History HistoryByDeath Snapshots Decisions Policies Damage
     }
 }
 
@@ -295,5 +295,13 @@ impl Export for Decisions {
 impl Export for Policies {
     fn export(id: &u64, row: &Vec<u8>, out: &mut Object<'_>) {
         out.number("policy", *id).base64("row_b64", row);
+    }
+}
+
+impl Export for Damage {
+    fn export(id: &StripeId, row: &DamageRow, out: &mut Object<'_>) {
+        out.number("bad", row.bad);
+        time(out, "found", row.found);
+        out.number("stripe", id.0);
     }
 }

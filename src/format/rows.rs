@@ -386,6 +386,53 @@ fixed_row! {
     }
 }
 
+fixed_row! {
+    /// A stripe of which so many shards are bad that some content cannot be read.
+    pub struct DamageRow, version 1 {
+        /// When that was found.
+        pub found: Timestamp,
+        /// Shards that were bad or away when it was looked at last.
+        pub bad: u8,
+    }
+}
+
+/// How far a scrub is; kept in `config`, so that it goes on after a pause or a restart.
+#[derive(Clone, PartialEq, Eq, Debug, Default, SchemaWrite, SchemaRead)]
+pub struct ScrubRow {
+    pub state: ScrubState,
+    /// Seconds since 1970.
+    pub begun: i64,
+    pub ended: i64,
+    /// Seconds spent on it, pauses left out.
+    pub seconds: u64,
+    /// The last stripe that was verified.
+    pub after: Option<u64>,
+    pub stripes: u64,
+    /// Bytes of shards verified.
+    pub bytes: u64,
+    pub rewritten: u64,
+    pub rebuilt: u64,
+    pub missing: u64,
+    pub lost: u64,
+    pub metadata_blocks: u64,
+}
+wire_row!(ScrubRow, version 1);
+
+/// What a scrub is doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, SchemaWrite, SchemaRead)]
+#[wincode(tag_encoding = "u8")]
+pub enum ScrubState {
+    /// There never was one.
+    #[default]
+    None,
+    /// It goes on, or goes on when the pool is mounted.
+    Running,
+    Paused,
+    /// It came to its end.
+    Finished,
+    Cancelled,
+}
+
 key! {
     pub struct BackrefKey { pub stripe: StripeId, pub ino: Ino, pub offset: u64, pub birth: TxnId }
 }

@@ -68,6 +68,8 @@ tables! {
     17 Decisions "decisions.v1": u64 => Vec<u8>;
     /// Named placement and compression policies.
     18 Policies "policies.v1": u64 => Vec<u8>;
+    /// Stripes that cannot be read as a whole any more.
+    19 Damage "damage.v1": StripeId => DamageRow;
 }
 
 #[cfg(test)]

@@ -108,6 +108,7 @@ impl Store {
         turn: impl FnOnce() -> Result<()>,
         finish: impl FnOnce(&mut Tx<'_>, &ContentDeltas) -> Result<T>,
     ) -> Result<T> {
+        self.activity.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let _window = self.devices.as_deref().map(Devices::enter_write);
         let (plan, written) = match &self.devices {
             Some(devices) => {

@@ -28,6 +28,10 @@ pub struct Progress {
     pub lost: u64,
     /// Blocks of metadata mended on some replica.
     pub metadata_blocks: u64,
+    /// The last stripe looked at.
+    pub after: Option<StripeId>,
+    /// Whether all of it was done since the pool was opened.
+    pub unbroken: bool,
 }
 
 /// Called after each stripe; `false` stops the action.
@@ -41,6 +45,30 @@ impl Store {
     /// stays bad, what devices did wrong before is forgotten.
     pub fn scrub(&self, watch: Watch<'_>) -> Result<Progress> {
         let mut progress = Progress::default();
+        self.scrub_on(&mut progress, watch)?;
+        Ok(progress)
+    }
+
+    /// Goes on with a scrub where `progress` says; whether it came to its end.
+    pub fn scrub_on(&self, progress: &mut Progress, watch: Watch<'_>) -> Result<bool> {
+        if progress.after.is_none() {
+            progress.unbroken = true;
+            self.scrub_metadata(progress)?;
+        }
+        let whole = self.each_stripe(|_| true, progress.after, progress, watch, |store, id| store.repair(id))?;
+        if whole {
+            self.settle_intents()?;
+            self.mend_archives(Mend::Bad, progress)?;
+        }
+        self.settle_repairs()?;
+        if whole && progress.unbroken && progress.lost == 0 && progress.repaired.missing == 0 {
+            self.faults.forget(None);
+        }
+        Ok(whole)
+    }
+
+    /// Verifies the labels and all metadata replicas.
+    fn scrub_metadata(&self, progress: &mut Progress) -> Result<()> {
         if let Some(pool) = &self.pool
             && !pool.damaged_labels(&pool.state().present().map(|member| member.id).collect::<Vec<_>>()).is_empty()
         {
@@ -49,16 +77,7 @@ impl Store {
         if let Some(log) = &self.log {
             progress.metadata_blocks = log.volume.verify()?.repaired;
         }
-        let whole = self.each_stripe(|_| true, &mut progress, watch, |store, id| store.repair(id))?;
-        if whole {
-            self.settle_intents()?;
-            self.mend_archives(Mend::Bad, &mut progress)?;
-        }
-        self.settle_repairs()?;
-        if whole && progress.lost == 0 && progress.repaired.missing == 0 {
-            self.faults.forget(None);
-        }
-        Ok(progress)
+        Ok(())
     }
 
     /// Rebuilds every shard whose device is not here, or that was never written, on other devices.
@@ -70,7 +89,7 @@ impl Store {
                 .iter()
                 .any(|placement| *placement == Placement::NONE || devices.membership.device(placement.device).is_none())
         };
-        if self.each_stripe(lacking, &mut progress, watch, |store, id| store.repair(id))? {
+        if self.each_stripe(lacking, None, &mut progress, watch, |store, id| store.repair(id))? {
             self.mend_archives(Mend::Bad, &mut progress)?;
         }
         self.settle_intents()?;
@@ -111,7 +130,7 @@ impl Store {
 
     fn empty(&self, device: DeviceId, progress: &mut Progress, watch: Watch<'_>) -> Result<()> {
         let on_it = |row: &StripeRow| row.placements.iter().any(|placement| placement.device == device);
-        if self.each_stripe(on_it, progress, watch, |store, id| store.relocate(id, device))? {
+        if self.each_stripe(on_it, None, progress, watch, |store, id| store.relocate(id, device))? {
             self.mend_archives(Mend::On(device), progress)?;
         }
         self.settle_repairs()
@@ -153,7 +172,7 @@ impl Store {
         self.empty(old, progress, watch)?;
         // Shards that were never written for want of this device.
         let unwritten = |row: &StripeRow| row.placements.contains(&Placement::NONE);
-        self.each_stripe(unwritten, progress, watch, |store, id| store.repair(id))?;
+        self.each_stripe(unwritten, None, progress, watch, |store, id| store.repair(id))?;
         self.mend_archives(Mend::Unwritten, progress)?;
         self.settle_intents()?;
         self.settle_repairs()?;
@@ -243,24 +262,31 @@ impl Store {
         Ok(())
     }
 
-    /// Runs `act` on every stripe for which `wanted` holds.
+    /// Runs `act` on every stripe behind `after` for which `wanted` holds.
     fn each_stripe(
         &self,
         wanted: impl Fn(&StripeRow) -> bool,
+        mut after: Option<StripeId>,
         progress: &mut Progress,
         watch: Watch<'_>,
         act: impl Fn(&Store, StripeId) -> Result<Repaired>,
     ) -> Result<bool> {
-        let mut after = None;
         loop {
             let (stripes, last) = self.stripes_with(after, BATCH, &wanted)?;
             for id in stripes {
                 match act(self, id) {
-                    Ok(repaired) => progress.repaired.add(repaired),
-                    Err(Error::Corrupt(_)) => progress.lost += 1,
+                    Ok(repaired) => {
+                        progress.repaired.add(repaired);
+                        self.clear_damage(id)?;
+                    }
+                    Err(Error::Corrupt(_)) => {
+                        progress.lost += 1;
+                        self.note_damage(id)?;
+                    }
                     Err(other) => return Err(other),
                 }
                 progress.stripes += 1;
+                progress.after = Some(id);
                 if !watch(progress) {
                     return Ok(false);
                 }

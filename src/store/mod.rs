@@ -6,6 +6,7 @@ mod bitmap;
 mod cache;
 pub mod commit;
 mod compact;
+mod damage;
 pub mod devices;
 mod discard;
 pub mod extents;
@@ -21,6 +22,7 @@ pub mod repair;
 pub mod space;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::base::{Clock, DeviceId, Ino, Result, StripeId, TxnId};
@@ -32,6 +34,7 @@ use crate::pool::stripe_io::BadShard;
 
 pub use cache::DEFAULT_BYTES as CACHE_BYTES;
 pub use commit::{ContentWrite, Inline, SharedBytes};
+pub use damage::Damaged;
 pub use extents::Ledger;
 pub use faults::DeviceFaults;
 pub use host::PoolMembership;
@@ -61,11 +64,14 @@ pub struct Store {
     devices: Option<Arc<devices::Devices>>,
     repairs: repair::Queue,
     faults: faults::Faults,
+    damages: damage::Damages,
     cache: cache::Cache,
     untidy: compact::Untidy,
     discards: discard::Discards,
     archives: archive::Archives,
     space: space::Accounts,
+    /// Reads and commits so far.
+    activity: AtomicU64,
     /// Truncates still going on: extents of the inode at or past the offset, born at or before the transaction, are
     /// hidden.
     truncates: Mutex<HashMap<Ino, Vec<(u64, TxnId)>>>,
@@ -84,11 +90,13 @@ impl Store {
             devices: None,
             repairs: repair::Queue::default(),
             faults: faults::Faults::default(),
+            damages: damage::Damages::default(),
             cache: cache::Cache::new(cache::DEFAULT_BYTES),
             untidy: compact::Untidy::default(),
             discards: discard::Discards::default(),
             archives: archive::Archives::default(),
             space: space::Accounts::fixed(capacity),
+            activity: AtomicU64::new(0),
             truncates: Mutex::default(),
         })
     }
@@ -102,15 +110,22 @@ impl Store {
             devices: Some(devices),
             repairs: repair::Queue::default(),
             faults: faults::Faults::default(),
+            damages: damage::Damages::default(),
             cache: cache::Cache::new(cache::DEFAULT_BYTES),
             untidy: compact::Untidy::default(),
             discards: discard::Discards::default(),
             archives: archive::Archives::default(),
             space: space::Accounts::default(),
+            activity: AtomicU64::new(0),
             truncates: Mutex::default(),
         };
         store.resume()?;
         Ok(store)
+    }
+
+    /// Grows with each read and commit of content: what maintenance gives way to.
+    pub fn activity(&self) -> u64 {
+        self.activity.load(Ordering::Relaxed)
     }
 
     /// The metadata store below.

@@ -73,6 +73,8 @@ pub struct Repaired {
     pub rebuilt: u32,
     /// Shards still missing: no device has room for them.
     pub missing: u32,
+    /// Bytes of shards that were verified.
+    pub bytes: u64,
 }
 
 impl Repaired {
@@ -81,6 +83,7 @@ impl Repaired {
         self.rewritten += other.rewritten;
         self.rebuilt += other.rebuilt;
         self.missing += other.missing;
+        self.bytes += other.bytes;
     }
 }
 
@@ -90,7 +93,11 @@ impl Store {
         let waiting = std::mem::take(&mut *lock(&self.repairs.waiting));
         let count = waiting.len();
         for stripe in waiting {
-            self.repair(stripe)?;
+            match self.repair(stripe) {
+                Ok(_) => self.clear_damage(stripe)?,
+                Err(Error::Corrupt(_)) => self.note_damage(stripe)?,
+                Err(other) => return Err(other),
+            }
         }
         Ok(count)
     }
@@ -121,7 +128,8 @@ impl Store {
         let Some(row) = self.view(|view| view.get::<Stripes>(&id))? else { return Ok(Repaired::default()) };
         let bad = stripe_io::verify_stripe(&*devices.membership, id, &row);
         self.faults.add(&bad);
-        let mut repaired = Repaired::default();
+        let shards = row.placements.iter().filter(|place| **place != Placement::NONE).count() as u64;
+        let mut repaired = Repaired { bytes: shards * bitmap::shard_blocks(&row) * BLOCK_SIZE, ..Repaired::default() };
         if bad.is_empty() {
             if row.state == StripeState::Degraded {
                 self.mark_whole(id)?;

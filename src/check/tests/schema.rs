@@ -154,6 +154,10 @@ fn fill_rare_tables(tx: &mut crate::meta::Tx<'_>) -> crate::base::Result<()> {
     tx.put::<Snapshots>(&SnapshotKey { name: b"daily".to_vec() }, &snapshot)?;
     tx.put::<Decisions>(&0, &vec![1])?;
     tx.put::<Policies>(&0, &vec![1])?;
+    tx.put::<crate::format::table::Damage>(
+        &StripeId(1),
+        &DamageRow { found: Timestamp { seconds: 1, nanos: 2 }, bad: 3 },
+    )?;
     let degraded = StripeRow {
         state: StripeState::Degraded,
         placements: vec![Placement::NONE, stripe().placements[1], stripe().placements[2]],

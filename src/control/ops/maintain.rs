@@ -2,22 +2,51 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::base::Result;
+use crate::base::{Error, Result};
 use crate::control::locate::{Spec, locate};
 use crate::control::open::open_device;
-use crate::control::protocol::Outcome;
+use crate::control::protocol::{Outcome, ScrubAction};
 use crate::control::server::Reply;
 use crate::control::service::{PoolService, outcome};
 use crate::control::work::Ticket;
 use crate::store::Store;
 use crate::store::maintain::{Progress, Watch};
 
-/// Reads and verifies every shard and every metadata block of every replica, and repairs what is bad.
-pub fn scrub(service: &PoolService, reply: &mut dyn Reply) -> Result<Outcome> {
-    let ticket = service.work.begin("scrub", "stripes")?;
-    let progress = run(service, &ticket, reply, Store::scrub)?;
+/// Begins, pauses, goes on with or asks after the scrub, which reads and verifies every shard and every metadata block of
+/// every replica, and repairs what is bad.
+pub fn scrub(service: &PoolService, action: ScrubAction, limit: u64, reply: &mut dyn Reply) -> Result<Outcome> {
+    let scrub = &service.scrub;
+    match action {
+        ScrubAction::Wait => {
+            scrub.start(limit)?;
+            scrub.wait(reply)?;
+            return Ok(scrubbed(service));
+        }
+        ScrubAction::Start | ScrubAction::Resume if service.mounted.is_none() => {
+            return Err(Error::Usage(
+                "the pool is not mounted, so there is nobody to do it in the background".to_owned(),
+            ));
+        }
+        ScrubAction::Start => scrub.start(limit)?,
+        ScrubAction::Resume => scrub.resume(limit)?,
+        ScrubAction::Pause => scrub.pause()?,
+        ScrubAction::Cancel => scrub.cancel()?,
+        ScrubAction::Status => {}
+    }
+    let status = scrub.status();
+    let text = status.as_ref().map_or_else(|| "there was no scrub yet".to_owned(), |status| status.text());
+    outcome(0, &status, text)
+}
+
+/// The answer about a scrub that is not running any more.
+fn scrubbed(service: &PoolService) -> Outcome {
+    let progress = service.scrub.progress();
     let level = if progress.lost > 0 { 2 } else { u8::from(progress.repaired.missing > 0) };
-    outcome(level, &answer(&progress), text("verified", &progress))
+    let mut said = text("verified", &progress);
+    if let Some(status) = service.scrub.status().filter(|status| status.state != "finished") {
+        said = format!("{}: {said}", status.state);
+    }
+    Outcome { level, answer: answer(&progress), text: said }
 }
 
 /// Rebuilds what lies on no device that is here, brings metadata replicas up to date, and lets members that came back
@@ -110,7 +139,7 @@ pub fn text(did: &str, progress: &Progress) -> String {
     }
     if progress.lost > 0 {
         text.push_str(&format!(
-            "; {} STRIPES HAVE TOO FEW GOOD SHARDS: `argosfs fsck --data` names them",
+            "; {} STRIPES HAVE TOO FEW GOOD SHARDS: `argosfs damage` names the files",
             progress.lost
         ));
     }

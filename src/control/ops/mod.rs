@@ -1,5 +1,6 @@
 //! The long operations, one file each.
 
+mod damage;
 mod export;
 mod fsck;
 mod maintain;
@@ -7,6 +8,7 @@ mod recover;
 mod replace;
 mod trim;
 
+pub use damage::damage;
 pub use export::{export, export_archived};
 pub use fsck::fsck;
 pub use maintain::{rebuild, scrub};

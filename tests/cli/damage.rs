@@ -1,0 +1,147 @@
+//! `argosfs scrub` that is paused and goes on, and `argosfs damage`, on image files.
+
+use std::ops::Bound;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
+
+use argosfs::base::{BLOCK_SIZE, Ino, SystemClock};
+use argosfs::control::locate::{Spec, locate};
+use argosfs::control::open::{OpenOptions, open};
+use argosfs::device::EngineChoice;
+use argosfs::format::table::{Backrefs, Stripes};
+use argosfs::meta::{Reader, Visit};
+
+use super::*;
+
+/// Overwrites the payload of the first `shards` shards of every stripe that a file has content in; the pool is not mounted.
+fn spoil(bench: &Bench, ino: u64, shards: usize) {
+    let located = locate(&Spec::Path(bench.image(0).into()), &[]).expect("finds");
+    let options = OpenOptions { read_only: true, engine: EngineChoice::Auto, clock: Arc::new(SystemClock) };
+    let opened = open(&located, &options).expect("opens");
+    let mut stripes = Vec::new();
+    let all = (Bound::Unbounded, Bound::Unbounded);
+    opened
+        .store
+        .view(|view| {
+            view.scan::<Backrefs>(all, |key, _| {
+                if key.ino == Ino(ino)
+                    && let Some(row) = view.get::<Stripes>(&key.stripe)?
+                {
+                    stripes.push(row);
+                }
+                Ok(Visit::Continue(()))
+            })
+        })
+        .expect("reads");
+    assert!(!stripes.is_empty());
+    let state = opened.pool.state();
+    for row in &stripes {
+        for place in row.placements.iter().take(shards) {
+            let path = state.members.iter().find(|member| member.id == place.device).expect("a member").name();
+            let file = fs::OpenOptions::new().write(true).open(path).expect("opens");
+            let noise = vec![0xa5; (u64::from(row.shard_blocks) * BLOCK_SIZE) as usize];
+            file.write_all_at(&noise, (place.block.0 + 1) * BLOCK_SIZE).expect("writes");
+        }
+    }
+}
+
+#[test]
+fn what_is_damaged_beyond_repair_is_named_accepted_or_removed() {
+    if !can_mount("what_is_damaged_beyond_repair_is_named_accepted_or_removed") {
+        return;
+    }
+    let bench = Bench::new("damage");
+    bench.mkfs("tank", 3);
+    let (mnt, root) = (bench.mnt(), bench.root.join("mnt"));
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    fs::create_dir(root.join("dir")).expect("makes");
+    let content: Vec<u8> = (0..1_000_000u32).map(|at| (at % 251) as u8 + 1).collect();
+    let mut inos = Vec::new();
+    for name in ["good", "one shard", "dir/accept", "delete"] {
+        fs::write(root.join(name), &content).expect("writes");
+        inos.push(fs::metadata(root.join(name)).expect("is there").ino());
+        // Each in stripes of its own.
+        bench.ok(&["sync", &mnt]);
+    }
+    bench.ok(&["umount", &mnt]);
+    spoil(&bench, inos[1], 1);
+    spoil(&bench, inos[2], 2);
+    spoil(&bench, inos[3], 3);
+
+    let output = bench.run(&["scrub", &bench.image(0)]);
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("argosfs damage"), "{}", text(&output.stdout));
+    let status = bench.run(&["status", &bench.image(0)]);
+    assert!(text(&status.stdout).contains("damaged beyond repair"), "{}", text(&status.stdout));
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    let damage = bench.json(&["--json", "damage", &mnt]);
+    let paths: Vec<&str> =
+        damage["files"].as_array().expect("a list").iter().filter_map(|f| f["path"].as_str()).collect();
+    assert_eq!(paths, ["/dir/accept", "/delete"], "{damage}");
+    for name in ["good", "one shard"] {
+        assert!(fs::read(root.join(name)).expect("reads") == content, "{name}");
+    }
+    fs::read(root.join("dir/accept")).expect_err("it is damaged");
+
+    assert!(bench.fails(64, &["damage", &mnt, "--accept", "/good"]).contains("nothing of /good is damaged"));
+    bench.fails(64, &["damage", &mnt, "--accept", "/nowhere"]);
+    bench.ok(&["damage", &mnt, "--accept", root.join("dir/accept").to_str().expect("UTF-8")]);
+    let kept = fs::read(root.join("dir/accept")).expect("reads");
+    assert_eq!(kept.len(), content.len());
+    assert!(kept.iter().zip(&content).all(|(kept, byte)| kept == byte || *kept == 0));
+    assert!(kept.contains(&0));
+    bench.ok(&["damage", &mnt, "--delete", "/delete"]);
+    assert!(!root.join("delete").exists());
+    assert!(bench.ok(&["damage", &mnt]).contains("nothing is known"));
+    bench.ok(&["scrub", &mnt]);
+    assert!(bench.ok(&["status", &mnt]).contains("HEALTHY"));
+    bench.ok(&["umount", &mnt]);
+    assert!(bench.ok(&["fsck", "--data", &bench.image(0)]).contains("clean"));
+}
+
+#[test]
+fn a_scrub_is_paused_and_goes_on_after_a_remount() {
+    if !can_mount("a_scrub_is_paused_and_goes_on_after_a_remount") {
+        return;
+    }
+    let bench = Bench::new("scrub");
+    bench.mkfs("tank", 3);
+    let (mnt, root) = (bench.mnt(), bench.root.join("mnt"));
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    assert!(bench.ok(&["scrub", "--status", &mnt]).contains("no scrub yet"));
+    bench.fails(64, &["scrub", "--pause", &mnt]);
+    bench.fails(64, &["scrub", "--resume", &mnt]);
+    for at in 0..20u8 {
+        fs::write(root.join(format!("file {at}")), vec![at; 1 << 20]).expect("writes");
+        bench.ok(&["sync", &mnt]);
+    }
+    let state = |words: &[&str]| {
+        let answer = bench.json(&[&["--json", "scrub"], words].concat());
+        (answer["state"].as_str().unwrap_or_default().to_owned(), answer["bytes"].as_u64().unwrap_or_default())
+    };
+    // So slow that it never ends by itself.
+    assert_eq!(state(&["--background", "--limit", "1M", &mnt]).0, "running");
+    wait_until("some of it is verified", || state(&["--status", &mnt]).1 > 0);
+    let paused = state(&["--pause", &mnt]);
+    assert_eq!(paused.0, "paused");
+    bench.ok(&["umount", &mnt]);
+    assert_eq!(state(&["--status", &bench.image(0)]), paused);
+    bench.fails(64, &["scrub", "--resume", &bench.image(0)]);
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    assert_eq!(state(&["--status", &mnt]), paused);
+    let resumed = state(&["--resume", "--limit", "1M", &mnt]);
+    assert!(resumed.0 == "running" && resumed.1 >= paused.1, "{resumed:?}");
+    // One that is running goes on by itself.
+    bench.ok(&["umount", &mnt]);
+    assert_eq!(state(&["--status", &bench.image(0)]).0, "interrupted");
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    wait_until("it is finished", || state(&["--status", &mnt]).0 == "finished");
+    let status = bench.json(&["--json", "scrub", "--status", &mnt]);
+    assert_eq!(status["bytes"], status["total_bytes"], "every shard once: {status}");
+    // The next one begins anew, and ends at once when nobody limits it.
+    assert_eq!(state(&["--background", "--limit", "1M", &mnt]).0, "running");
+    assert_eq!(state(&["--cancel", &mnt]).0, "cancelled");
+    assert!(bench.ok(&["scrub", &mnt]).contains("verified"));
+    assert_eq!(state(&["--status", &mnt]).0, "finished");
+    bench.ok(&["umount", &mnt]);
+}
