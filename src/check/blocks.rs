@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::fsck::{Checked, Context};
 use super::issue::{Findings, Issue};
+use super::plan::Fix;
 use super::scan;
 use crate::base::{DeviceId, Result};
-use crate::format::rows::{GROUP_PART_BLOCKS, Placement};
-use crate::format::table::{Groups, Stripes};
+use crate::format::record::Key;
+use crate::format::rows::{GROUP_PART_BLOCKS, GroupKey, Placement};
+use crate::format::table::{Devices, Groups, Stripes, Table};
 use crate::meta::Reader;
 
 /// Rows of `groups` compared in one sweep over the stripes: 64 MiB of bitmaps, which describe 2 TiB.
@@ -24,17 +26,24 @@ impl Parts {
         let (base, count) = self.0.get(&device)?;
         (part < *count).then_some(base + part)
     }
+
+    /// Device and part of a number.
+    fn place(&self, number: u64) -> Option<(u16, u64)> {
+        let (device, (base, _)) = self.0.iter().find(|(_, (base, count))| (*base..base + count).contains(&number))?;
+        Some((*device, number - base))
+    }
 }
 
 /// Runs the pass.
 pub fn check(reader: &impl Reader, context: &Context, findings: &mut Findings, checked: &mut Checked) -> Result<()> {
     let (parts, total) = layout(reader, context)?;
+    let mut used: BTreeMap<u16, u64> = BTreeMap::new();
     let mut window = 0;
     while window * WINDOW_PARTS < total {
         let range = window * WINDOW_PARTS..(window + 1) * WINDOW_PARTS;
         let mut expected: HashMap<u64, Bitmap> = HashMap::new();
         let mut claim = |device: u16, first: u64, count: u64, what: &dyn Fn() -> String, findings: &mut Findings| {
-            let mut claimed = 0;
+            let (mut claimed, mut shared) = (0, false);
             for block in first..first.saturating_add(count) {
                 let Some(number) = parts.number(device, block / GROUP_PART_BLOCKS) else { break };
                 if !range.contains(&number) {
@@ -43,25 +52,37 @@ pub fn check(reader: &impl Reader, context: &Context, findings: &mut Findings, c
                 let bitmap = expected.entry(number).or_insert_with(|| Box::new([0; PART_BYTES]));
                 let at = (block % GROUP_PART_BLOCKS) as usize;
                 let (byte, bit) = (&mut bitmap[at / 8], 1 << (at % 8));
+                shared |= *byte & bit != 0;
                 findings.expect(*byte & bit == 0, Issue::BlockShared, || {
                     format!("block {block} of device {device}, {}", what())
                 });
                 *byte |= bit;
                 claimed += 1;
             }
-            claimed
+            (claimed, shared)
         };
         scan::rows::<Stripes>(reader, |id, row| {
-            for placement in row.placements.iter().filter(|placement| **placement != Placement::NONE) {
+            let placed = row.placements.iter().enumerate().filter(|(_, placement)| **placement != Placement::NONE);
+            for (index, placement) in placed {
                 let count = 1 + u64::from(row.shard_blocks);
                 let what = || format!("stripe {id}");
-                checked.blocks += claim(placement.device.0, placement.block.0, count, &what, findings);
+                let (claimed, shared) = claim(placement.device.0, placement.block.0, count, &what, findings);
+                checked.blocks += claimed;
+                if shared {
+                    findings.also(Issue::BlockShared, what, || Fix::Dispute { stripe: id, index });
+                }
             }
             Ok(())
         })?;
+        for (number, bitmap) in &expected {
+            if let Some((device, _)) = parts.place(*number) {
+                *used.entry(device).or_default() += bitmap.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();
+            }
+        }
         compare(reader, &parts, &range, &mut expected, findings)?;
         window += 1;
     }
+    device_rows(reader, context, &used, findings)?;
     overlaps_with_metadata(reader, context, findings)
 }
 
@@ -113,33 +134,76 @@ fn compare(
         let number = parts.number(key.device.0, u64::from(key.group)).filter(|_| key.part == 0);
         let valid = number.is_some() && stored.len() == PART_BYTES;
         if window.start == 0 {
-            findings.expect(valid, Issue::RowUndecodable, || format!("table groups: {key:?}, {} bytes", stored.len()));
+            let show = || format!("table groups: {key:?}, {} bytes", stored.len());
+            findings.expect_or(valid, Issue::RowUndecodable, show, || {
+                let mut bytes = Vec::new();
+                key.encode(&mut bytes);
+                Fix::DropRow { table: Groups::ID, key: bytes }
+            });
         }
         let Some(number) = number.filter(|number| valid && window.contains(number)) else { return Ok(()) };
         let wanted = expected.remove(&number).unwrap_or_else(|| Box::new([0; PART_BYTES]));
-        for (at, (have, want)) in stored.iter().zip(wanted.iter()).enumerate() {
-            if have != want {
-                let block = u64::from(key.group) * GROUP_PART_BLOCKS + at as u64 * 8;
-                differ(key.device.0, block, *have, *want, findings);
-            }
-        }
+        differ(&key, &stored, &wanted, findings);
         Ok(())
     })?;
     for (number, wanted) in expected.drain() {
-        let Some((device, (base, _))) = parts.0.iter().rev().find(|(_, (base, _))| *base <= number) else { continue };
-        for (at, want) in wanted.iter().enumerate().filter(|(_, want)| **want != 0) {
-            differ(*device, (number - base) * GROUP_PART_BLOCKS + at as u64 * 8, 0, *want, findings);
-        }
+        let Some((device, part)) = parts.place(number) else { continue };
+        let key = GroupKey { device: DeviceId(device), group: part as u32, part: 0 };
+        differ(&key, &[0; PART_BYTES], &wanted, findings);
     }
     Ok(())
 }
 
-/// Reports each differing bit of eight blocks from `first` on.
-fn differ(device: u16, first: u64, have: u8, want: u8, findings: &mut Findings) {
-    for bit in (0..8).filter(|bit| (have ^ want) >> bit & 1 == 1) {
-        let issue = if want >> bit & 1 == 1 { Issue::BlockUnmarked } else { Issue::BlockLeaked };
-        findings.add(issue, || format!("block {} of device {device}", first + bit));
+/// Reports each differing bit of a part.
+fn differ(key: &GroupKey, have: &[u8], want: &Bitmap, findings: &mut Findings) {
+    let (mut unmarked, mut leaked) = (false, false);
+    let show = |block: u64| format!("block {block} of device {}", key.device);
+    for (at, (have, want)) in have.iter().zip(want.iter()).enumerate().filter(|(_, (have, want))| have != want) {
+        let first = u64::from(key.group) * GROUP_PART_BLOCKS + at as u64 * 8;
+        for bit in (0..8).filter(|bit| (have ^ want) >> bit & 1 == 1) {
+            let in_use = want >> bit & 1 == 1;
+            unmarked |= in_use;
+            leaked |= !in_use;
+            let issue = if in_use { Issue::BlockUnmarked } else { Issue::BlockLeaked };
+            findings.add(issue, || show(first + bit));
+        }
     }
+    let (device, first) = (key.device, u64::from(key.group) * GROUP_PART_BLOCKS);
+    let show = || format!("blocks {first}..{} of device {device}", first + GROUP_PART_BLOCKS);
+    if unmarked {
+        findings.also(Issue::BlockUnmarked, show, || Fix::Mark { key: key.clone(), bits: want.to_vec() });
+    }
+    if leaked {
+        findings.also(Issue::BlockLeaked, show, || Fix::Bitmap { key: key.clone(), bits: want.to_vec() });
+    }
+}
+
+/// Compares what the rows of the devices say with what was found.
+fn device_rows(
+    reader: &impl Reader,
+    context: &Context,
+    used: &BTreeMap<u16, u64>,
+    findings: &mut Findings,
+) -> Result<()> {
+    scan::rows::<Devices>(reader, |device, row| {
+        let blocks = used.get(&device.0).copied().unwrap_or(0);
+        let show = || format!("device {device} says {}, {blocks} are in use", row.used_blocks);
+        let fix = || Fix::UsedBlocks { device, blocks };
+        findings.expect_or(row.used_blocks == blocks, Issue::UsedBlocksWrong, show, fix);
+        let member = context.devices.is_empty() || context.devices.iter().any(|(id, _)| *id == device);
+        findings.expect_or(
+            member,
+            Issue::DeviceRowWrong,
+            || format!("device {device}"),
+            || {
+                let mut key = Vec::new();
+                device.encode(&mut key);
+                Fix::DropRow { table: Devices::ID, key }
+            },
+        );
+        Ok(())
+    })?;
+    Ok(())
 }
 
 fn overlaps_with_metadata(reader: &impl Reader, context: &Context, findings: &mut Findings) -> Result<()> {
@@ -153,15 +217,15 @@ fn overlaps_with_metadata(reader: &impl Reader, context: &Context, findings: &mu
         }
     }
     scan::rows::<Stripes>(reader, |id, row| {
-        for placement in row.placements.iter().filter(|placement| **placement != Placement::NONE) {
+        let placed = row.placements.iter().enumerate().filter(|(_, placement)| **placement != Placement::NONE);
+        for (index, placement) in placed {
             let (device, first) = (placement.device.0, placement.block.0);
             let end = first.saturating_add(1 + u64::from(row.shard_blocks));
             let before = taken.partition_point(|(d, start, _)| (*d, *start) < (device, end));
             let overlapping =
                 taken[..before].last().is_some_and(|(d, start, count)| *d == device && start + count > first);
-            findings.expect(!overlapping, Issue::BlockShared, || {
-                format!("block {first} of device {device}: stripe {id} and the metadata volume")
-            });
+            let show = || format!("block {first} of device {device}: stripe {id} and the metadata volume");
+            findings.expect_or(!overlapping, Issue::BlockShared, show, || Fix::GiveUp { stripe: id, index });
         }
         Ok(())
     })?;

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 
 use super::fsck::Checked;
 use super::issue::{Findings, Issue};
+use super::plan::{Field, Fix, INO_END, backref_key};
 use super::scan;
 use crate::base::file::FileType;
-use crate::base::{Ino, Result, TxnId};
+use crate::base::{BLOCK_SIZE, Ino, Result, TxnId};
 use crate::format::intent::Intent;
-use crate::format::rows::{BackrefKey, BackrefRow, Counter, ExtentBody, ExtentKey, ExtentRow, InodeRow, Run};
+use crate::format::rows::{BackrefRow, Counter, ExtentBody, ExtentKey, ExtentRow, InodeRow, Run};
 use crate::format::table::{Backrefs, Extents, History, Inodes, Intents, Stripes};
 use crate::meta::{Reader, Visit};
 
@@ -28,7 +29,7 @@ pub fn check(reader: &impl Reader, findings: &mut Findings, checked: &mut Checke
 
 fn intents(reader: &impl Reader, findings: &mut Findings) -> Result<Truncates> {
     let mut truncates = Truncates::new();
-    let next_stripe = reader.counter(Counter::NextStripe)?;
+    let next_stripe = scan::counter(reader, Counter::NextStripe)?;
     scan::rows::<Intents>(reader, |id, intent| {
         let valid = match intent {
             Intent::Truncate { ino, from, txn } => {
@@ -39,7 +40,8 @@ fn intents(reader: &impl Reader, findings: &mut Findings) -> Result<Truncates> {
             // The stripe or the content may have moved or gone since; the action then finds nothing to do.
             Intent::Destage { .. } | Intent::Evacuate { .. } => true,
         };
-        findings.expect(valid, Issue::IntentInvalid, || format!("intent {id}: {intent:?}"));
+        let show = || format!("intent {id}: {intent:?}");
+        findings.expect_or(valid, Issue::IntentInvalid, show, || Fix::DropIntent { id });
         Ok(())
     })?;
     Ok(truncates)
@@ -49,19 +51,22 @@ fn intents(reader: &impl Reader, findings: &mut Findings) -> Result<Truncates> {
 struct File {
     ino: Ino,
     row: Option<InodeRow>,
-    reached: u64,
+    /// The extent that reaches furthest: where it begins and ends, and when it was written.
+    furthest: (u64, u64, TxnId),
     content: u64,
 }
 
 impl File {
     fn begin(reader: &impl Reader, ino: Ino) -> Result<File> {
-        Ok(File { ino, row: scan::find::<Inodes>(reader, &ino)?, reached: 0, content: 0 })
+        Ok(File { ino, row: scan::find::<Inodes>(reader, &ino)?, furthest: (0, 0, TxnId(0)), content: 0 })
     }
 
     fn finish(&self, findings: &mut Findings) {
         let Some(row) = &self.row else { return };
-        findings.expect(row.content == self.content, Issue::ContentWrong, || {
-            format!("inode {} says {}, its extents have {}", self.ino, row.content, self.content)
+        let show = || format!("inode {} says {}, its extents have {}", self.ino, row.content, self.content);
+        findings.expect_or(row.content == self.content, Issue::ContentWrong, show, || Fix::Inode {
+            ino: self.ino,
+            field: Field::Content(self.content),
         });
     }
 }
@@ -79,22 +84,38 @@ fn extents(reader: &impl Reader, truncates: &Truncates, findings: &mut Findings,
         let hidden = truncates
             .get(&ino)
             .is_some_and(|cuts| cuts.iter().any(|(from, txn)| offset >= *from && extent.birth <= *txn));
-        if offset.checked_add(extent.length).is_none() {
-            findings.add(Issue::ExtentPastEnd, show);
+        let key = ExtentKey { ino, offset };
+        let Some(end) = offset.checked_add(extent.length) else {
+            findings.mend(Issue::ExtentPastEnd, show, || Fix::DropExtent { key: key.clone() });
             return Ok(());
+        };
+        let (begun, reached, born) = file.furthest;
+        findings.expect_or(offset >= reached, Issue::ExtentOverlap, show, || match extent.birth >= born {
+            true => Fix::Cut { key: ExtentKey { ino, offset: begun }, hole: offset..end },
+            false => Fix::Cut { key: key.clone(), hole: begun..reached },
+        });
+        if end > reached {
+            file.furthest = (offset, end, extent.birth);
         }
-        findings.expect(offset >= file.reached, Issue::ExtentOverlap, show);
-        file.reached = offset + extent.length;
         file.content += extent.length;
         match &file.row {
             Some(row) => {
                 let kind = FileType::from_mode(row.mode);
                 let holds_content = matches!(kind, Some(FileType::Regular | FileType::Symlink));
-                findings.expect(holds_content, Issue::ExtentInodeMissing, show);
-                let inside = extent.body == ExtentBody::Reserved || file.reached <= row.size;
-                findings.expect(inside || hidden, Issue::ExtentPastEnd, || format!("{}, size {}", show(), row.size));
+                findings.expect_or(holds_content, Issue::ExtentInodeMissing, show, || Fix::SplitContent { ino });
+                let inside = extent.body == ExtentBody::Reserved || end <= row.size;
+                let size = row.size;
+                findings.expect_or(
+                    inside || hidden,
+                    Issue::ExtentPastEnd,
+                    || format!("{}, size {size}", show()),
+                    || Fix::Cut { key: key.clone(), hole: size..u64::MAX },
+                );
             }
-            None => findings.expect(hidden, Issue::ExtentInodeMissing, show),
+            None => findings.expect_or(hidden, Issue::ExtentInodeMissing, show, || match ino.0 < INO_END {
+                true => Fix::MakeInode { ino, kind: FileType::Regular },
+                false => Fix::SplitContent { ino },
+            }),
         }
         if let ExtentBody::Run(run) = &extent.body {
             check_run(reader, ino, offset, &extent, run, findings)?;
@@ -116,19 +137,29 @@ fn check_run(
     findings: &mut Findings,
 ) -> Result<()> {
     let show = || format!("inode {ino}, offset {offset}, stripe {}", run.stripe);
+    let extent_key = ExtentKey { ino, offset };
     match scan::find::<Stripes>(reader, &run.stripe)? {
-        None => findings.add(Issue::ExtentStripeMissing, show),
+        None => findings.mend(Issue::ExtentStripeMissing, show, || Fix::DropExtent { key: extent_key.clone() }),
         Some(stripe) => {
             let end = u64::from(run.start) + u64::from(run.stored);
             let shown = u64::from(run.inside) + extent.length;
             let fits = end <= u64::from(stripe.payload_bytes) && shown <= u64::from(run.logical);
-            findings.expect(fits, Issue::ExtentOutsideStripe, show);
+            // The checksums of a stripe cover all of its shards, used or not.
+            let capacity = u64::from(stripe.k) * u64::from(stripe.shard_blocks) * BLOCK_SIZE;
+            findings.expect_or(fits, Issue::ExtentOutsideStripe, show, || match u32::try_from(end) {
+                Ok(bytes) if end <= capacity => Fix::Payload { stripe: run.stripe, bytes },
+                _ => Fix::DropExtent { key: extent_key.clone() },
+            });
         }
     }
     let (start, length) = run.payload_range(extent.length);
-    let key = BackrefKey { stripe: run.stripe, ino, offset, birth: extent.birth };
+    let key = backref_key(run.stripe, &extent_key, extent.birth);
     let backref = scan::find::<Backrefs>(reader, &key)?;
-    findings.expect(backref == Some(BackrefRow { start, length }), Issue::ExtentBackrefMissing, show);
+    let row = BackrefRow { start, length };
+    findings.expect_or(backref.as_ref() == Some(&row), Issue::ExtentBackrefMissing, show, || Fix::Backref {
+        key,
+        row: row.clone(),
+    });
     Ok(())
 }
 
@@ -139,12 +170,13 @@ fn empty_files(reader: &impl Reader, findings: &mut Findings) -> Result<()> {
             return Ok(());
         }
         let mut any = false;
-        let (low, high) = (ExtentKey { ino, offset: 0 }, ExtentKey { ino: Ino(ino.0 + 1), offset: 0 });
+        let (low, high) = (ExtentKey { ino, offset: 0 }, ExtentKey { ino: Ino(ino.0.saturating_add(1)), offset: 0 });
         scan::range::<Extents>(reader, &low, &high, |_, _| {
             any = true;
             Ok(Visit::Break(()))
         })?;
-        findings.expect(any, Issue::ContentWrong, || format!("inode {ino} says {}, has no extents", row.content));
+        let show = || format!("inode {ino} says {}, has no extents", row.content);
+        findings.expect_or(any, Issue::ContentWrong, show, || Fix::Inode { ino, field: Field::Content(0) });
         Ok(())
     })?;
     Ok(())
@@ -156,9 +188,8 @@ fn backrefs(reader: &impl Reader, findings: &mut Findings) -> Result<()> {
         let matches = extent.is_some_and(|extent| {
             extent.birth == key.birth && matches!(&extent.body, ExtentBody::Run(run) if run.stripe == key.stripe)
         });
-        findings.expect(matches, Issue::BackrefDangling, || {
-            format!("stripe {}, inode {}, offset {}", key.stripe, key.ino, key.offset)
-        });
+        let show = || format!("stripe {}, inode {}, offset {}", key.stripe, key.ino, key.offset);
+        findings.expect_or(matches, Issue::BackrefDangling, show, || Fix::DropBackref { key: key.clone() });
         Ok(())
     })?;
     Ok(())

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::plan::{Fix, Plan};
+
 macro_rules! issues {
     ($($variant:ident $id:literal $meaning:literal;)*) => {
         /// A kind of problem. Ids are permanent: one that is no longer found is retired, never given to another kind.
@@ -28,9 +30,17 @@ macro_rules! issues {
 }
 
 issues! {
+    LabelDamaged "label-damaged" "a device has a copy of its label that is not as it was written";
+    MemberMissing "member-missing" "a member of the pool is not here";
+    MemberStale "member-stale" "a member came back and is not up to date";
+    MetadataWrong "metadata-wrong" "a copy of metadata differs from its checksum";
+    MetadataLogLacking "metadata-log-lacking" "a copy of the metadata's log lacks entries";
+    MetadataReplicaMissing "metadata-replica-missing" "there are fewer copies of the metadata than there should be";
+
     RowUndecodable "row-undecodable" "a stored row cannot be read";
     CounterWrong "counter-wrong" "a counter disagrees with what it counts";
     IdBeyondCounter "id-beyond-counter" "an id is in use that was never given out";
+    NamesKeyMissing "names-key-missing" "the key that spreads names is missing";
 
     RootMissing "root-missing" "the root directory is missing or not a directory";
     InodeInvalid "inode-invalid" "an inode has an impossible type or size";
@@ -41,6 +51,7 @@ issues! {
     DentryKindWrong "dentry-kind-wrong" "a name's file type differs from its inode's";
     DentryNameInvalid "dentry-name-invalid" "a name is empty, too long or has forbidden bytes";
     DentryDuplicate "dentry-duplicate" "a directory has a name twice";
+    DentryCookieWrong "dentry-cookie-wrong" "a name is not where it is looked for";
     DirectoryEntriesWrong "directory-entries-wrong" "a directory's count of names is wrong";
     DirectoryParentWrong "directory-parent-wrong" "a directory's parent differs from where its name is";
     DirectoryLoop "directory-loop" "a directory cannot be reached from the root";
@@ -68,6 +79,8 @@ issues! {
     BlockShared "block-shared" "two owners claim a block";
     BlockUnmarked "block-unmarked" "a block in use is marked free";
     BlockLeaked "block-leaked" "a free block is marked in use (leaked)";
+    UsedBlocksWrong "used-blocks-wrong" "a device's count of used blocks is wrong";
+    DeviceRowWrong "device-row-wrong" "a row describes a device that is no member";
 
     JournalBroken "journal-broken" "the journal's hash chain or its ends are broken";
     HistoryWrong "history-wrong" "prior rows and their index disagree";
@@ -76,6 +89,26 @@ issues! {
     ShardCorrupt "shard-corrupt" "a shard's bytes differ from their checksums";
     ShardHeaderWrong "shard-header-wrong" "a shard's header does not name its stripe";
     StripeLost "stripe-lost" "more shards of a stripe are bad than parity can make good";
+}
+
+impl Issue {
+    /// Whether it is found on the devices and not in the tables.
+    pub fn needs_devices(self) -> bool {
+        use Issue::*;
+        matches!(
+            self,
+            LabelDamaged
+                | MemberMissing
+                | MemberStale
+                | MetadataWrong
+                | MetadataLogLacking
+                | MetadataReplicaMissing
+                | ShardMissing
+                | ShardCorrupt
+                | ShardHeaderWrong
+                | StripeLost
+        )
+    }
 }
 
 /// One problem.
@@ -91,18 +124,59 @@ pub struct Finding {
 pub struct Findings {
     listed: Vec<Finding>,
     counts: BTreeMap<Issue, u64>,
+    plan: Option<Plan>,
 }
 
 /// Problems of one kind that are listed.
 const LISTED: u64 = 50;
 
 impl Findings {
+    /// Findings that also plan what to do about them.
+    pub fn planning() -> Findings {
+        Findings { plan: Some(Plan::default()), ..Findings::default() }
+    }
+
+    /// What is to be done, if that was planned.
+    pub fn take_plan(&mut self) -> Plan {
+        self.plan.take().unwrap_or_default()
+    }
+
+    /// Notes a problem that can be mended.
+    pub fn mend(&mut self, issue: Issue, what: impl Fn() -> String, fix: impl FnOnce() -> Fix) {
+        if let Some(plan) = &mut self.plan {
+            plan.add(issue, &what, fix());
+        }
+        self.add(issue, what);
+    }
+
+    /// Notes a problem that can be mended unless `fine`.
+    pub fn expect_or(&mut self, fine: bool, issue: Issue, what: impl Fn() -> String, fix: impl FnOnce() -> Fix) {
+        if !fine {
+            self.mend(issue, what, fix);
+        }
+    }
+
+    /// Plans something besides for a problem that was noted.
+    pub fn also(&mut self, issue: Issue, what: impl Fn() -> String, fix: impl FnOnce() -> Fix) {
+        if let Some(plan) = &mut self.plan {
+            plan.add(issue, &what, fix());
+        }
+    }
+
     /// Notes a problem.
     pub fn add(&mut self, issue: Issue, what: impl FnOnce() -> String) {
         let count = self.counts.entry(issue).or_default();
         *count += 1;
         if *count <= LISTED {
             self.listed.push(Finding { id: issue.id(), what: what() });
+        }
+    }
+
+    /// Adds what others found.
+    pub fn append(&mut self, other: &Findings) {
+        self.listed.extend(other.listed.iter().cloned());
+        for (issue, count) in &other.counts {
+            *self.counts.entry(*issue).or_default() += count;
         }
     }
 

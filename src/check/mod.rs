@@ -1,5 +1,6 @@
-//! Reads the whole metadata in one snapshot: proves that everything stored twice agrees, and writes it all out as
-//! canonical JSON. Above: `control` runs it for commands. Below: `meta` gives the snapshot, `store` the shards.
+//! Reads the whole metadata in one snapshot: proves that everything stored twice agrees, plans and carries out what mends
+//! it where it does not, and writes it all out as canonical JSON. Above: `control` runs it for commands. Below: `meta` gives
+//! the snapshot, `store` the shards.
 //!
 //! A check or an export holds one read transaction for as long as it runs. On a mounted pool, each commit beside it
 //! makes the metadata volume grow by about 30 KiB; that space is used again afterwards.
@@ -11,7 +12,9 @@ pub mod export;
 pub mod fsck;
 pub mod issue;
 mod paths;
+pub mod plan;
 mod recover;
+pub mod repair;
 mod scan;
 mod stripes;
 mod tree;
@@ -21,7 +24,8 @@ mod tests;
 
 pub use archive::{archive, export_archive};
 pub use export::{ExportHeader, ExportSummary, export};
-pub use fsck::{Context, Progress, Report, fsck};
+pub use fsck::{Context, PASSES, Progress, Report, fsck};
 pub use issue::{Finding, Findings, Issue};
-pub use paths::{names, paths};
+pub use paths::{names, paths, paths_of_stripes};
+pub use plan::{Action, Plan};
 pub use recover::{Affected, Recovered, recover};

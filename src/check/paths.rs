@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::scan;
-use crate::base::{Ino, Result};
-use crate::format::rows::DentryKey;
-use crate::format::table::{Dentries, Inodes};
+use crate::base::{Ino, Result, StripeId, TxnId};
+use crate::format::rows::{BackrefKey, DentryKey};
+use crate::format::table::{Backrefs, Dentries, Inodes};
 use crate::meta::{Reader, Visit};
 
 /// Directories above a file that are followed.
@@ -38,6 +38,30 @@ pub fn paths(reader: &impl Reader, inos: &BTreeSet<Ino>) -> Result<BTreeMap<Ino,
         found.insert(*ino, path);
     }
     Ok(found)
+}
+
+/// Stripes whose owners are told, and owners that are told of them.
+const OWNERS: usize = 10_000;
+
+/// Paths of the files that have content in these stripes; at most so many that memory stays bounded.
+pub fn paths_of_stripes(reader: &impl Reader, stripes: &[StripeId]) -> Result<Vec<String>> {
+    let mut inos = BTreeSet::new();
+    for stripe in stripes.iter().take(OWNERS) {
+        let low = BackrefKey { stripe: *stripe, ino: Ino(0), offset: 0, birth: TxnId(0) };
+        let high = BackrefKey { stripe: StripeId(stripe.0.saturating_add(1)), ..low.clone() };
+        scan::range::<Backrefs>(reader, &low, &high, |key, _| {
+            inos.insert(key.ino);
+            Ok(if inos.len() < OWNERS { Visit::Continue(()) } else { Visit::Break(()) })
+        })?;
+    }
+    Ok(paths(reader, &inos)?.into_values().collect())
+}
+
+/// A name or other bytes as people and shells can take them back.
+pub fn shown(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    push(&mut text, bytes);
+    text.split_off(1)
 }
 
 /// Appends a name as people and shells can take it back: bytes that are not printable text as `\xNN`.

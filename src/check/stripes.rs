@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::fsck::{Checked, Context};
 use super::issue::{Findings, Issue};
+use super::plan::Fix;
 use super::scan;
 use crate::base::{Ino, Result, StripeId, TxnId};
 use crate::format::intent::Intent;
@@ -20,29 +21,34 @@ pub fn check(reader: &impl Reader, context: &Context, findings: &mut Findings, c
         }
         Ok(())
     })?;
-    let next = reader.counter(Counter::NextStripe)?;
+    let next = scan::counter(reader, Counter::NextStripe)?;
     checked.stripes = scan::rows::<Stripes>(reader, |id, row| {
-        findings.expect(id.0 < next, Issue::IdBeyondCounter, || format!("stripe {id}, next is {next}"));
+        let show = || format!("stripe {id}, next is {next}");
+        findings.expect_or(id.0 < next, Issue::IdBeyondCounter, show, || Fix::Counter {
+            counter: Counter::NextStripe,
+            least: id.0.saturating_add(1),
+        });
         placements(id, &row, context, findings);
         let missing = row.placements.contains(&Placement::NONE);
-        findings.expect(!missing || row.state == StripeState::Degraded, Issue::StripeInvalid, || {
-            format!("stripe {id} lacks shards, but is said to be whole")
-        });
-        findings.expect(row.state == StripeState::Whole || planned.contains(&id.0), Issue::StripeDegraded, || {
-            format!("stripe {id}")
-        });
+        let show = || format!("stripe {id} lacks shards, but is said to be whole");
+        let fine = !missing || row.state == StripeState::Degraded;
+        findings.expect_or(fine, Issue::StripeInvalid, show, || Fix::Degrade { stripe: id });
+        let fine = row.state == StripeState::Whole || planned.contains(&id.0);
+        findings.expect_or(fine, Issue::StripeDegraded, || format!("stripe {id}"), || Fix::Rebuild { stripe: id });
         live_bytes(reader, id, &row, findings)
     })?;
     scan::rows::<StripeLive>(reader, |id, _| {
         let exists = scan::find::<Stripes>(reader, &id)?.is_some();
-        findings.expect(exists, Issue::StripeLiveDangling, || format!("stripe {id}"));
+        let show = || format!("stripe {id}");
+        findings.expect_or(exists, Issue::StripeLiveDangling, show, || Fix::DropLive { stripe: id });
         Ok(())
     })?;
     let mut last = None;
     scan::rows::<Backrefs>(reader, |key, _| {
         if last.replace(key.stripe) != Some(key.stripe) {
             let exists = scan::find::<Stripes>(reader, &key.stripe)?.is_some();
-            findings.expect(exists, Issue::BackrefDangling, || format!("stripe {} does not exist", key.stripe));
+            let show = || format!("stripe {} does not exist", key.stripe);
+            findings.expect_or(exists, Issue::BackrefDangling, show, || Fix::DropBackrefs { stripe: key.stripe });
         }
         Ok(())
     })?;
@@ -55,17 +61,16 @@ fn placements(id: StripeId, row: &StripeRow, context: &Context, findings: &mut F
             continue;
         }
         let again = row.placements[..at].iter().any(|other| other.device == placement.device);
-        findings.expect(!again, Issue::StripeInvalid, || {
-            format!("stripe {id} has two shards on device {}", placement.device)
-        });
+        let show = || format!("stripe {id} has two shards on device {}", placement.device);
+        findings.expect_or(!again, Issue::StripeInvalid, show, || Fix::GiveUp { stripe: id, index: at });
         if context.devices.is_empty() {
             continue;
         }
         let device = context.devices.iter().find(|(device, _)| *device == placement.device);
         let end = placement.block.0.saturating_add(1 + u64::from(row.shard_blocks));
-        findings.expect(device.is_some_and(|(_, blocks)| end <= *blocks), Issue::ShardOutside, || {
-            format!("stripe {id}, shard {at}: device {}, block {}", placement.device, placement.block.0)
-        });
+        let show = || format!("stripe {id}, shard {at}: device {}, block {}", placement.device, placement.block.0);
+        let inside = device.is_some_and(|(_, blocks)| end <= *blocks);
+        findings.expect_or(inside, Issue::ShardOutside, show, || Fix::GiveUp { stripe: id, index: at });
     }
 }
 
@@ -84,18 +89,18 @@ fn live_bytes(reader: &impl Reader, id: StripeId, row: &StripeRow, findings: &mu
         union += end.saturating_sub(reached.max(*start));
         reached = reached.max(*end);
     }
-    findings.expect(!ranges.is_empty(), Issue::StripeUnused, || format!("stripe {id}"));
+    let show = || format!("stripe {id}");
+    findings.expect_or(!ranges.is_empty(), Issue::StripeUnused, show, || Fix::FreeStripe { stripe: id });
     findings.expect(reached <= u64::from(row.payload_bytes), Issue::ExtentOutsideStripe, || {
         format!("stripe {id}: a back reference ends at {reached} of {}", row.payload_bytes)
     });
     let live = scan::find::<StripeLive>(reader, &id)?;
     let counted = live.as_ref().map_or(0, |live| u64::from(live.live));
-    findings.expect(live.is_some() && counted == union, Issue::StripeLiveWrong, || {
-        format!("stripe {id} says {counted}, its back references cover {union}")
-    });
+    let show = || format!("stripe {id} says {counted}, its back references cover {union}");
+    let fine = live.is_some() && counted == union;
+    findings.expect_or(fine, Issue::StripeLiveWrong, show, || Fix::Live { stripe: id });
     let may_overlap = live.is_none_or(|live| live.shared != 0);
-    findings.expect(!overlaps || may_overlap, Issue::StripeLiveWrong, || {
-        format!("stripe {id} has shared bytes, but is not marked so")
-    });
+    let show = || format!("stripe {id} has shared bytes, but is not marked so");
+    findings.expect_or(!overlaps || may_overlap, Issue::StripeLiveWrong, show, || Fix::Live { stripe: id });
     Ok(())
 }

@@ -3,12 +3,15 @@
 
 use super::fsck::Checked;
 use super::issue::{Findings, Issue};
+use super::paths::shown;
+use super::plan::{Field, Fix, INO_END};
 use super::scan;
 use crate::base::file::{FILE_SIZE_MAX, FileType, NAME_MAX, S_IFMT, XATTR_SIZE_MAX};
 use crate::base::{Ino, Result};
-use crate::format::rows::{Counter, DentryKey, FLAG_XATTRS, InodeRow, XATTR_PIECE, XattrKey};
-use crate::format::table::{Dentries, Inodes, Orphans, Xattrs};
-use crate::meta::Reader;
+use crate::format::rows::{ConfigKey, Counter, DentryKey, ExtentKey, FLAG_XATTRS, InodeRow, XATTR_PIECE, XattrKey};
+use crate::format::table::{Config, Dentries, Extents, Inodes, Orphans, Xattrs};
+use crate::meta::names::{FIRST_COOKIE, NAME_KEY, NameHasher, SEQUENCE_BITS};
+use crate::meta::{Reader, Visit};
 
 /// What is remembered of an inode.
 struct Node {
@@ -26,8 +29,9 @@ struct Node {
 struct Directory {
     ino: u64,
     parent: u64,
-    /// Where its name was seen.
+    /// Where its name was seen, and its cookie there.
     seen_in: Option<u64>,
+    cookie: u64,
     entries: u64,
     found_entries: u64,
     subdirectories: u32,
@@ -64,13 +68,17 @@ pub fn check(reader: &impl Reader, findings: &mut Findings, checked: &mut Checke
 
 fn inodes(reader: &impl Reader, findings: &mut Findings, checked: &mut Checked) -> Result<Tree> {
     let mut tree = Tree { nodes: Vec::new(), directories: Vec::new() };
-    let next = reader.counter(Counter::NextIno)?;
+    let next = scan::counter(reader, Counter::NextIno)?;
     checked.inodes = scan::rows::<Inodes>(reader, |ino, row| {
-        findings.expect(ino.0 < next, Issue::IdBeyondCounter, || format!("inode {ino}, next is {next}"));
+        let show = || format!("inode {ino}, next is {next}");
+        findings.expect_or(ino.0 < next, Issue::IdBeyondCounter, show, || Fix::Counter {
+            counter: Counter::NextIno,
+            least: ino.0.saturating_add(1),
+        });
         let kind = FileType::from_mode(row.mode);
         let fine = kind.is_some() && row.mode & !(S_IFMT | 0o7777) == 0 && row.size <= FILE_SIZE_MAX;
-        findings
-            .expect(fine, Issue::InodeInvalid, || format!("inode {ino} has mode {:o}, size {}", row.mode, row.size));
+        let show = || format!("inode {ino} has mode {:o}, size {}", row.mode, row.size);
+        findings.expect_or(fine, Issue::InodeInvalid, show, || Fix::MendInode { ino });
         tree.nodes.push(Node {
             ino: ino.0,
             nlink: row.nlink,
@@ -82,19 +90,22 @@ fn inodes(reader: &impl Reader, findings: &mut Findings, checked: &mut Checked) 
         if kind == Some(FileType::Directory) {
             tree.directories.push(directory(ino, &row));
         } else {
-            findings.expect(row.parent.0 == 0 && row.entries == 0, Issue::InodeInvalid, || {
-                format!("inode {ino} is no directory, but has a parent or entries")
-            });
+            let show = || format!("inode {ino} is no directory, but has a parent or entries");
+            let fine = row.parent.0 == 0 && row.entries == 0;
+            findings.expect_or(fine, Issue::InodeInvalid, show, || Fix::MendInode { ino });
         }
         Ok(())
     })?;
-    let counted = reader.counter(Counter::Inodes)?;
-    findings.expect(counted == checked.inodes, Issue::CounterWrong, || {
-        format!("{} inodes exist, the counter says {counted}", checked.inodes)
-    });
+    let counted = scan::counter(reader, Counter::Inodes)?;
+    let count = checked.inodes;
+    let show = || format!("{count} inodes exist, the counter says {counted}");
+    findings.expect_or(counted == count, Issue::CounterWrong, show, || Fix::Inodes { count });
     let root = tree.directory_index(Ino::ROOT.0).and_then(|at| tree.directories.get(at));
-    findings.expect(root.is_some_and(|root| root.parent == Ino::ROOT.0), Issue::RootMissing, || {
-        "inode 1 is no directory that is its own parent".to_owned()
+    let fine = root.is_some_and(|root| root.parent == Ino::ROOT.0);
+    let show = || "inode 1 is no directory that is its own parent".to_owned();
+    findings.expect_or(fine, Issue::RootMissing, show, || match root {
+        Some(_) => Fix::Inode { ino: Ino::ROOT, field: Field::Parent(Ino::ROOT) },
+        None => Fix::MakeInode { ino: Ino::ROOT, kind: FileType::Directory },
     });
     Ok(tree)
 }
@@ -104,29 +115,71 @@ fn directory(ino: Ino, row: &InodeRow) -> Directory {
         ino: ino.0,
         parent: row.parent.0,
         seen_in: None,
+        cookie: 0,
         entries: row.entries,
         found_entries: 0,
         subdirectories: 0,
     }
 }
 
+/// Whether the bytes can be a name.
+pub fn is_name(name: &[u8]) -> bool {
+    !name.is_empty()
+        && name.len() <= NAME_MAX
+        && !name.iter().any(|byte| matches!(byte, b'/' | 0))
+        && name != b"."
+        && name != b".."
+}
+
+/// The key that spreads names.
+pub fn names_key(reader: &impl Reader) -> Result<Option<NameHasher>> {
+    let key = scan::find::<Config>(reader, &ConfigKey { name: NAME_KEY.to_vec() })?;
+    Ok(key.and_then(|key| key.try_into().ok()).map(NameHasher::new))
+}
+
+/// What there is of an inode without a row tells what it was.
+fn traces(reader: &impl Reader, ino: Ino, kind: u8) -> Result<Option<FileType>> {
+    if ino.0 >= INO_END {
+        return Ok(None);
+    }
+    let next = Ino(ino.0.saturating_add(1));
+    let mut found = None;
+    let (low, high) = (DentryKey { parent: ino, cookie: 0 }, DentryKey { parent: next, cookie: 0 });
+    scan::range::<Dentries>(reader, &low, &high, |_, _| {
+        found = Some(FileType::Directory);
+        Ok(Visit::Break(()))
+    })?;
+    let (low, high) = (ExtentKey { ino, offset: 0 }, ExtentKey { ino: next, offset: 0 });
+    scan::range::<Extents>(reader, &low, &high, |_, _| {
+        let link = kind == FileType::Symlink.dirent();
+        found = found.or(Some(if link { FileType::Symlink } else { FileType::Regular }));
+        Ok(Visit::Break(()))
+    })?;
+    Ok(found)
+}
+
 fn names(reader: &impl Reader, tree: &mut Tree, findings: &mut Findings, checked: &mut Checked) -> Result<()> {
+    let hasher = names_key(reader)?;
+    let show = || "no name can be looked up".to_owned();
+    // A pool without any inode holds no filesystem yet.
+    let fine = hasher.is_some() || tree.nodes.is_empty();
+    findings.expect_or(fine, Issue::NamesKeyMissing, show, || Fix::NamesKey);
     // Names of one directory whose hashes are equal.
     let mut alike: (u64, u64, Vec<Vec<u8>>) = (0, 0, Vec::new());
     checked.names = scan::rows::<Dentries>(reader, |key, row| {
         let DentryKey { parent, cookie } = key;
-        let show = || format!("{} in directory {parent}", String::from_utf8_lossy(&row.name).escape_debug());
-        let valid = !row.name.is_empty()
-            && row.name.len() <= NAME_MAX
-            && !row.name.iter().any(|byte| matches!(byte, b'/' | 0))
-            && row.name != b"."
-            && row.name != b"..";
-        findings.expect(valid, Issue::DentryNameInvalid, show);
-        if (alike.0, alike.1) != (parent.0, cookie >> 8) {
-            alike = (parent.0, cookie >> 8, Vec::new());
+        let show = || format!("{} in directory {parent}", shown(&row.name));
+        let rename = || Fix::Rename { key: key.clone() };
+        let valid = is_name(&row.name);
+        findings.expect_or(valid, Issue::DentryNameInvalid, show, rename);
+        if (alike.0, alike.1) != (parent.0, cookie >> SEQUENCE_BITS) {
+            alike = (parent.0, cookie >> SEQUENCE_BITS, Vec::new());
         }
-        findings.expect(!alike.2.contains(&row.name), Issue::DentryDuplicate, show);
+        findings.expect_or(!alike.2.contains(&row.name), Issue::DentryDuplicate, show, rename);
         alike.2.push(row.name.clone());
+        let base = hasher.as_ref().filter(|_| valid).map(|hasher| hasher.base(&row.name));
+        let found = base.is_none_or(|base| base >> SEQUENCE_BITS == cookie >> SEQUENCE_BITS && cookie >= FIRST_COOKIE);
+        findings.expect_or(found, Issue::DentryCookieWrong, show, rename);
 
         let is_directory = row.kind == FileType::Directory.dirent();
         match tree.directory_index(parent.0) {
@@ -135,24 +188,62 @@ fn names(reader: &impl Reader, tree: &mut Tree, findings: &mut Findings, checked
                 directory.found_entries += 1;
                 directory.subdirectories += u32::from(is_directory);
             }
-            None => findings.add(Issue::DentryParentMissing, show),
+            None => {
+                let lost = tree.node(parent).is_none() && parent.0 < INO_END;
+                findings.mend(Issue::DentryParentMissing, show, || match lost {
+                    true => Fix::MakeInode { ino: parent, kind: FileType::Directory },
+                    false => Fix::RescueName { key: key.clone() },
+                });
+            }
         }
         match tree.node(row.ino) {
             Some(node) => {
                 node.found += 1;
                 let kind = node.kind;
-                findings.expect(kind == row.kind, Issue::DentryKindWrong, || {
-                    format!("{}: type {} in the name, {kind} in inode {}", show(), row.kind, row.ino)
-                });
+                let show = || format!("{}: type {} in the name, {kind} in inode {}", show(), row.kind, row.ino);
+                findings
+                    .expect_or(kind == row.kind, Issue::DentryKindWrong, show, || Fix::Kind { key: key.clone(), kind });
             }
-            None => findings.add(Issue::DentryDangling, || format!("{}: inode {}", show(), row.ino)),
+            None => {
+                let was = traces(reader, row.ino, row.kind)?;
+                findings.mend(
+                    Issue::DentryDangling,
+                    || format!("{}: inode {}", show(), row.ino),
+                    || match was {
+                        Some(kind) => Fix::MakeInode { ino: row.ino, kind },
+                        None => Fix::DropName { key: key.clone(), ino: row.ino },
+                    },
+                );
+            }
         }
         if let Some(at) = tree.directory_index(row.ino.0) {
-            tree.directories[at].seen_in = Some(parent.0);
+            name_of_directory(&mut tree.directories[at], &key, findings);
         }
         Ok(())
     })?;
     Ok(())
+}
+
+/// Takes note of the name of a directory, which must be its only one.
+fn name_of_directory(directory: &mut Directory, key: &DentryKey, findings: &mut Findings) {
+    let ino = Ino(directory.ino);
+    let mut surplus = None;
+    if ino == Ino::ROOT {
+        surplus = Some(key.clone());
+    } else if let Some(seen) = directory.seen_in {
+        // The one that agrees with what the directory says stays.
+        let other = DentryKey { parent: Ino(seen), cookie: directory.cookie };
+        let better = key.parent.0 == directory.parent && seen != directory.parent;
+        surplus = Some(if better { other } else { key.clone() });
+    }
+    if let Some(surplus) = &surplus {
+        let show = || format!("directory {ino} has another name in directory {}", surplus.parent);
+        findings.mend(Issue::LinkCountWrong, show, || Fix::DropName { key: surplus.clone(), ino });
+    }
+    if surplus.as_ref() != Some(key) {
+        directory.seen_in = Some(key.parent.0);
+        directory.cookie = key.cookie;
+    }
 }
 
 /// One attribute whose pieces are being counted.
@@ -172,8 +263,10 @@ impl Attribute {
             && self.bytes == u64::from(self.total)
             && self.total as usize <= XATTR_SIZE_MAX
             && usize::from(self.pieces) == pieces;
-        findings.expect(whole, Issue::XattrPiecesWrong, || {
-            format!("{} of inode {}", String::from_utf8_lossy(&self.name), self.ino)
+        let show = || format!("{} of inode {}", shown(&self.name), self.ino);
+        findings.expect_or(whole, Issue::XattrPiecesWrong, show, || Fix::DropXattr {
+            ino: self.ino,
+            name: self.name.clone(),
         });
     }
 }
@@ -184,8 +277,11 @@ fn xattrs(reader: &impl Reader, tree: &mut Tree, findings: &mut Findings) -> Res
         if open.as_ref().is_none_or(|attribute| attribute.ino != ino || attribute.name != name) {
             match tree.node(ino) {
                 Some(node) => node.has_xattrs = true,
-                None => findings
-                    .add(Issue::XattrInodeMissing, || format!("{} of inode {ino}", String::from_utf8_lossy(&name))),
+                None => findings.mend(
+                    Issue::XattrInodeMissing,
+                    || format!("{} of inode {ino}", shown(&name)),
+                    || Fix::DropXattr { ino, name: name.clone() },
+                ),
             }
             let next = Attribute { ino, name, total: row.total, pieces: 0, bytes: 0, whole: true };
             if let Some(last) = open.replace(next) {
@@ -203,8 +299,10 @@ fn xattrs(reader: &impl Reader, tree: &mut Tree, findings: &mut Findings) -> Res
         last.finish(findings);
     }
     for node in &tree.nodes {
-        findings.expect(node.marked_xattrs == node.has_xattrs, Issue::XattrFlagWrong, || {
-            format!("inode {}: marked {}, has some {}", node.ino, node.marked_xattrs, node.has_xattrs)
+        let show = || format!("inode {}: marked {}, has some {}", node.ino, node.marked_xattrs, node.has_xattrs);
+        findings.expect_or(node.marked_xattrs == node.has_xattrs, Issue::XattrFlagWrong, show, || Fix::Inode {
+            ino: Ino(node.ino),
+            field: Field::Xattrs(node.has_xattrs),
         });
     }
     Ok(())
@@ -213,8 +311,13 @@ fn xattrs(reader: &impl Reader, tree: &mut Tree, findings: &mut Findings) -> Res
 fn orphans(reader: &impl Reader, tree: &mut Tree, findings: &mut Findings) -> Result<Vec<u64>> {
     let mut orphans = Vec::new();
     scan::rows::<Orphans>(reader, |ino, ()| {
-        let nameless = tree.node(ino).is_some_and(|node| node.found == 0 && node.nlink == 0);
-        findings.expect(nameless, Issue::OrphanNamed, || format!("inode {ino}"));
+        let found = tree.node(ino).map(|node| (node.found, node.nlink));
+        match found {
+            Some((0, 0)) => {}
+            // Its link count is put right with the others.
+            Some((0, _)) => findings.add(Issue::OrphanNamed, || format!("inode {ino}")),
+            _ => findings.mend(Issue::OrphanNamed, || format!("inode {ino}"), || Fix::DropOrphan { ino }),
+        }
         orphans.push(ino.0);
         Ok(())
     })?;
@@ -228,27 +331,26 @@ fn counts(tree: &Tree, orphans: &[u64], findings: &mut Findings) {
             Some(at) => {
                 let is_root = node.ino == Ino::ROOT.0;
                 let links = if is_orphan { 0 } else { 2 + tree.directories[at].subdirectories };
-                findings.expect(node.found <= 1 - u32::from(is_root), Issue::LinkCountWrong, || {
-                    format!("directory {} has {} names", node.ino, node.found)
-                });
                 (is_root || node.found > 0, links)
             }
             None => (node.found > 0, node.found),
         };
-        findings.expect(named || is_orphan, Issue::InodeUnreachable, || format!("inode {}", node.ino));
-        findings.expect(node.nlink == links, Issue::LinkCountWrong, || {
-            format!("inode {} says {}, {links} were found", node.ino, node.nlink)
-        });
+        let ino = Ino(node.ino);
+        let show = || format!("inode {ino}");
+        findings.expect_or(named || is_orphan, Issue::InodeUnreachable, show, || Fix::Adopt { ino });
+        let show = || format!("inode {ino} says {}, {links} were found", node.nlink);
+        let fix = || Fix::Inode { ino, field: Field::Links(links) };
+        findings.expect_or(node.nlink == links, Issue::LinkCountWrong, show, fix);
     }
     for directory in &tree.directories {
-        findings.expect(directory.entries == directory.found_entries, Issue::DirectoryEntriesWrong, || {
-            format!("directory {} says {}, has {}", directory.ino, directory.entries, directory.found_entries)
-        });
-        let agrees = directory.seen_in.is_none_or(|seen| seen == directory.parent);
-        findings.expect(agrees, Issue::DirectoryParentWrong, || {
-            let seen = directory.seen_in.unwrap_or_default();
-            format!("directory {} says {}, its name is in {seen}", directory.ino, directory.parent)
-        });
+        let Directory { ino, parent, seen_in, entries, found_entries, .. } = *directory;
+        let show = || format!("directory {ino} says {entries}, has {found_entries}");
+        let fix = || Fix::Inode { ino: Ino(ino), field: Field::Entries(found_entries) };
+        findings.expect_or(entries == found_entries, Issue::DirectoryEntriesWrong, show, fix);
+        let seen = seen_in.unwrap_or(parent);
+        let show = || format!("directory {ino} says {parent}, its name is in {seen}");
+        let fix = || Fix::Inode { ino: Ino(ino), field: Field::Parent(Ino(seen)) };
+        findings.expect_or(seen == parent, Issue::DirectoryParentWrong, show, fix);
     }
 }
 
@@ -268,7 +370,14 @@ fn reachable(tree: &Tree, orphans: &[u64], findings: &mut Findings) {
         let end = loop {
             match marks[at] {
                 Mark::Unknown => {}
-                Mark::OnTheWay => break Mark::Lost,
+                Mark::OnTheWay => {
+                    // Below itself: one name of the circle has to go, then all of it hangs on lost+found.
+                    let Directory { ino, seen_in, cookie, .. } = tree.directories[at];
+                    let key = DentryKey { parent: Ino(seen_in.unwrap_or_default()), cookie };
+                    let show = || format!("directory {ino} is below itself");
+                    findings.also(Issue::DirectoryLoop, show, || Fix::RescueName { key });
+                    break Mark::Lost;
+                }
                 known => break known,
             }
             let directory = &tree.directories[at];
@@ -288,7 +397,7 @@ fn reachable(tree: &Tree, orphans: &[u64], findings: &mut Findings) {
         }
     }
     for (directory, mark) in tree.directories.iter().zip(&marks) {
-        // Directories without any name are reported as such.
+        // Directories without any name are reported as such. The others of a circle come along with the one that is moved.
         let named = directory.seen_in.is_some() && orphans.binary_search(&directory.ino).is_err();
         findings.expect(*mark != Mark::Lost || !named, Issue::DirectoryLoop, || format!("directory {}", directory.ino));
     }

@@ -253,6 +253,9 @@ fn operation(operation: &JournalOp, out: &mut Object<'_>) {
         JournalOp::Recover { archive, stripes } => {
             out.number("archive", *archive).text("kind", "recover").number("stripes", *stripes);
         }
+        JournalOp::Repair { issue, what } => {
+            out.name("issue", "issue_b64", issue).text("kind", "repair").name("what", "what_b64", what);
+        }
     }
 }
 

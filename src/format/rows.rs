@@ -592,6 +592,11 @@ pub enum JournalOp {
         archive: u64,
         stripes: u64,
     },
+    /// `fsck` mended a problem of this kind; `what` says where and how.
+    Repair {
+        issue: Vec<u8>,
+        what: Vec<u8>,
+    },
 }
 
 key! {

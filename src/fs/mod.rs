@@ -38,6 +38,7 @@ mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::meta::names::NAME_KEY;
 use change::Numbers;
 use dentry::NameHasher;
 use handle::{InodeState, Inodes, Live};
@@ -55,8 +56,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Row of `config`: the key that spreads names.
-const NAME_KEY: &[u8] = b"names.key";
 /// Bits of a node id that are the inode number; those above are the view.
 const INO_BITS: u32 = 48;
 /// Inode numbers end here.

@@ -5,9 +5,11 @@ pub mod db;
 pub mod journal;
 mod load;
 pub mod migrate;
+pub mod names;
 mod redo;
 mod tables;
 pub mod tx;
+mod untrusted;
 pub mod volume;
 
 #[cfg(test)]
@@ -15,4 +17,6 @@ mod db_tests;
 
 pub use db::{Appended, DataBarrier, MemoryLog, Meta, RedoGroup, RedoLog};
 pub use load::Put;
+pub use tables::ReadRows;
 pub use tx::{Reader, Tx, View, Visit};
+pub use untrusted::check_database;

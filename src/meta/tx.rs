@@ -227,18 +227,31 @@ impl<'t> Tx<'t> {
 
     /// Removes the row at `key`; says whether there was one.
     pub fn delete<T: Table>(&mut self, key: &T::Key) -> Result<bool> {
-        let Scratch { redo, undo, undo_starts, row: bytes } = &mut *self.scratch;
+        let bytes = &mut self.scratch.row;
         bytes.clear();
         key.encode(bytes);
+        self.delete_encoded(T::ID)
+    }
+
+    /// Removes the row whose key is stored as `key`, which may be no key at all; says whether there was one.
+    pub fn delete_raw(&mut self, table: u8, key: &[u8]) -> Result<bool> {
+        let bytes = &mut self.scratch.row;
+        bytes.clear();
+        bytes.extend_from_slice(key);
+        self.delete_encoded(table)
+    }
+
+    fn delete_encoded(&mut self, table: u8) -> Result<bool> {
+        let Scratch { redo, undo, undo_starts, row: bytes } = &mut *self.scratch;
         let mut existed = false;
-        self.rows.remove(T::ID, bytes, &mut |before| {
+        self.rows.remove(table, bytes, &mut |before| {
             let Some(before) = before else { return };
             existed = true;
             undo_starts.push(undo.len());
-            redo::put(undo, T::ID, bytes, before);
+            redo::put(undo, table, bytes, before);
         })?;
         if existed {
-            redo::delete(redo, T::ID, bytes);
+            redo::delete(redo, table, bytes);
         }
         Ok(existed)
     }

@@ -132,7 +132,7 @@ fn cut(tx: &mut Tx<'_>, ino: Ino, offset: u64, row: ExtentRow, hole: &Range<u64>
 }
 
 /// The extent that shows `length` bytes of `row` from `skip` on.
-fn part(row: &ExtentRow, skip: u64, length: u64) -> ExtentRow {
+pub fn part(row: &ExtentRow, skip: u64, length: u64) -> ExtentRow {
     let body = match &row.body {
         ExtentBody::Inline(bytes) => ExtentBody::Inline(bytes[skip as usize..(skip + length) as usize].to_vec()),
         ExtentBody::Run(run) => ExtentBody::Run(Run { inside: run.inside + skip as u32, ..*run }),

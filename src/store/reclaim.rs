@@ -1,10 +1,11 @@
 //! Giving space back: bounded steps for huge files.
 
 use super::{Ledger, Store, extents, lock};
-use crate::base::{Ino, Result, TxnId};
+use crate::base::{Error, Ino, Result, TxnId};
 use crate::format::intent::Intent;
+use crate::format::record::Row;
 use crate::format::rows::Counter;
-use crate::format::table::{Inodes, Intents};
+use crate::format::table::{Inodes, Intents, Table};
 use crate::meta::{Reader, Tx, Visit};
 
 /// Extents one transaction removes at most.
@@ -89,12 +90,18 @@ impl Store {
         self.view(|view| {
             if let Some(devices) = &self.devices {
                 // None at hand, but so many were used.
-                let next = view.counter(Counter::NextStripe)?;
+                let next = match view.counter(Counter::NextStripe) {
+                    // Whoever takes numbers finds that out; fsck has to open the pool all the same.
+                    Err(Error::Corrupt(_)) => 0,
+                    known => known?,
+                };
                 devices.give_stripes(next..next);
             }
             let mut truncates = lock(&self.truncates);
-            view.scan::<Intents>((std::ops::Bound::Unbounded, std::ops::Bound::Unbounded), |_, intent| {
-                if let Intent::Truncate { ino, from, txn } = intent {
+            let all = (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded);
+            view.scan_raw(Intents::ID, all, false, &mut |_, intent| {
+                // What cannot be read is for fsck to name, which has to open the pool for it.
+                if let Ok(Intent::Truncate { ino, from, txn }) = Intent::decode(intent) {
                     truncates.entry(Ino(ino)).or_default().push((from, TxnId(txn)));
                 }
                 Ok(Visit::Continue(()))

@@ -12,6 +12,7 @@ use argosfs::device::sim::SimWorld;
 use argosfs::format::rows::{ConfigKey, Counter, DentryKey, DentryRow, InodeRow};
 use argosfs::format::table::{Config, Dentries, Inodes};
 use argosfs::fs::{Fs, RootOwner};
+use argosfs::meta::names::{NAME_KEY, NameHasher};
 use argosfs::meta::{Reader, Tx};
 use argosfs::store::{PoolMembership, Store};
 
@@ -291,12 +292,14 @@ pub fn mark(tx: &mut Tx<'_>, number: u64) -> Result<()> {
 fn lay_out(tx: &mut Tx<'_>) -> Result<()> {
     Fs::format(tx, &mut Prng::new(1), RootOwner::default())?;
     let Some(root) = tx.get::<Inodes>(&Ino::ROOT)? else { return Err(Error::Stale) };
+    let key = tx.get::<Config>(&ConfigKey { name: NAME_KEY.to_vec() })?.and_then(|key| key.try_into().ok());
+    let hasher = NameHasher::new(key.ok_or(Error::Stale)?);
     tx.put::<Inodes>(&Ino::ROOT, &InodeRow { entries: FILES, ..root.clone() })?;
     for file in 0..FILES as usize {
         let row = InodeRow { mode: 0o100_644, nlink: 1, parent: Ino(0), ..root.clone() };
         tx.put::<Inodes>(&ino(file), &row)?;
         let name = format!("file{file}").into_bytes();
-        let key = DentryKey { parent: Ino::ROOT, cookie: 0x100 * (file as u64 + 1) };
+        let key = DentryKey { parent: Ino::ROOT, cookie: hasher.base(&name) };
         tx.put::<Dentries>(&key, &DentryRow { ino: ino(file), kind: 8, birth: tx.id(), name })?;
     }
     tx.set_counter(Counter::NextIno, FIRST + FILES)?;

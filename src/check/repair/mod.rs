@@ -1,0 +1,213 @@
+//! Carries plans out, on a pool that nobody else uses: row by row, each change one transaction with its journal record.
+//!
+//! Invariants:
+//! - An action looks at the rows as they are now; when they no longer ask for it, it changes nothing.
+//! - Only the first stage of a plan that has anything to do is carried out. What remains is planned again, by the caller, on the
+//!   pool opened anew: nobody goes on with numbers or free space from before.
+//! - What can still be read is kept: without a name in lost+found, without an inode under a new one.
+
+mod content;
+mod names;
+
+use super::fsck::{self, Checked, Context, Progress};
+use super::issue::{Findings, Issue};
+use super::paths::paths;
+use super::plan::{Action, Field, Fix, Plan, Stage};
+use crate::base::{Result, StripeId};
+use crate::format::rows::{
+    ConfigKey, Counter, FLAG_XATTRS, GROUP_PART_BLOCKS, GroupKey, InodeRow, JournalOp, StripeRow,
+};
+use crate::format::table::{Config, Devices, Groups, HistoryByDeath, Inodes, Intents, Orphans};
+use crate::meta::names::NAME_KEY;
+use crate::meta::{Meta, Reader, Tx, journal};
+
+/// Whether a shard is where the row says; `None` when nobody can tell.
+pub type Holds<'h> = dyn Fn(StripeId, &StripeRow, usize) -> Option<bool> + 'h;
+
+/// What a round of repairs did.
+#[derive(Clone, Default, Debug)]
+pub struct Round {
+    pub checked: Checked,
+    pub findings: Findings,
+    /// Everything that was planned.
+    pub plan: Plan,
+    /// What was carried out of it.
+    pub done: Vec<Action>,
+}
+
+/// Checks, and plans what to do; nothing is changed.
+pub fn plan(meta: &Meta, context: &Context, progress: &mut dyn FnMut(Progress)) -> Result<Round> {
+    let mut findings = Findings::planning();
+    meta.view(|view| {
+        let checked = fsck::fsck(view, context, &mut findings, progress)?;
+        let mut plan = findings.take_plan();
+        let inos = plan.actions().filter_map(|action| action.fix.ino()).collect();
+        let mut paths = paths(view, &inos)?;
+        for action in plan.actions_mut() {
+            action.path = action.fix.ino().and_then(|ino| paths.get(&ino).cloned());
+        }
+        paths.clear();
+        Ok(Round { checked, findings: std::mem::take(&mut findings), plan, done: Vec::new() })
+    })
+}
+
+/// Checks, and carries out the first stage that changes anything. `key` are random bytes, used when the key of the names is lost.
+pub fn round(
+    meta: &Meta,
+    context: &Context,
+    holds: &Holds<'_>,
+    key: [u8; 32],
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Round> {
+    let mut round = plan(meta, context, progress)?;
+    for (stage, mut actions) in round.plan.clone().into_stages() {
+        // No record fits a journal that is broken.
+        actions.sort_by_key(|action| action.fix != Fix::Relink);
+        let total = actions.len() as u64;
+        for (done, action) in (0..).zip(actions) {
+            progress(Progress { done, total, ..Progress::of("repairing", 0) });
+            if carry_out(meta, stage, &action, holds, key)? {
+                round.done.push(action);
+            }
+        }
+        if !round.done.is_empty() {
+            break;
+        }
+    }
+    Ok(round)
+}
+
+fn carry_out(meta: &Meta, stage: Stage, action: &Action, holds: &Holds<'_>, key: [u8; 32]) -> Result<bool> {
+    debug_assert_eq!(stage, action.fix.stage());
+    let mut what = format!("{}: {}", action.what, action.will);
+    let record =
+        |tx: &mut Tx<'_>, what: &str| tx.journal(0, JournalOp::Repair { issue: action.id.into(), what: what.into() });
+    if action.fix == Fix::Relink {
+        let relinked = journal::relink(meta)?;
+        what = format!(
+            "{what}; {} records changed their place or chain, {} could not be read and are gone",
+            relinked.changed, relinked.lost
+        );
+        meta.transact(|tx| record(tx, &what))?;
+        return Ok(true);
+    }
+    let (changed, _) = meta.transact(|tx| {
+        let changed = apply(tx, &action.fix, holds, key)?;
+        if changed {
+            // Whoever opens a mended pool looks at what is settled.
+            tx.commit_at_once();
+            record(tx, &what)?;
+        }
+        Ok(changed)
+    })?;
+    Ok(changed)
+}
+
+fn apply(tx: &mut Tx<'_>, fix: &Fix, holds: &Holds<'_>, names_key: [u8; 32]) -> Result<bool> {
+    match fix {
+        Fix::DropRow { table, key } => tx.delete_raw(*table, key),
+        Fix::RestoreExtent { key } => content::restore_extent(tx, key),
+        Fix::Relink => Ok(false),
+        Fix::NamesKey => {
+            tx.put::<Config>(&ConfigKey { name: NAME_KEY.to_vec() }, &names_key.to_vec())?;
+            Ok(true)
+        }
+        Fix::Counter { counter, least } => {
+            let now = super::scan::counter(tx, *counter)?;
+            tx.set_counter(*counter, now.max(*least))?;
+            Ok(now < *least)
+        }
+        Fix::Mark { key, bits } => {
+            let stored = tx.get::<Groups>(key)?.unwrap_or_default();
+            let marked: Vec<u8> =
+                bits.iter().enumerate().map(|(at, byte)| byte | stored.get(at).copied().unwrap_or(0)).collect();
+            bitmap(tx, key, &marked)
+        }
+        Fix::Bitmap { key, bits } => bitmap(tx, key, bits),
+        Fix::UsedBlocks { device, blocks } => {
+            let Some(mut row) = tx.get::<Devices>(device)? else { return Ok(false) };
+            let changed = std::mem::replace(&mut row.used_blocks, *blocks) != *blocks;
+            tx.put::<Devices>(device, &row)?;
+            Ok(changed)
+        }
+
+        Fix::MakeInode { ino, kind } => names::make_inode(tx, *ino, *kind),
+        Fix::MendInode { ino } => names::mend_inode(tx, *ino),
+        Fix::DropName { key, ino } => names::drop_name(tx, key, *ino),
+        Fix::RescueName { key } => names::rescue(tx, key),
+        Fix::Rename { key } => names::rename(tx, key),
+        Fix::Kind { key, kind } => names::set_kind(tx, key, *kind),
+        Fix::Adopt { ino } => names::adopt(tx, *ino),
+        Fix::DropOrphan { ino } => tx.delete::<Orphans>(ino),
+        Fix::DropXattr { ino, name } => names::drop_xattr(tx, *ino, name),
+        Fix::Inode { ino, field } => {
+            let Some(row) = tx.get::<Inodes>(ino)? else { return Ok(false) };
+            let new = with_field(&row, *field);
+            tx.put::<Inodes>(ino, &new)?;
+            Ok(new != row)
+        }
+        Fix::Inodes { count } => {
+            let changed = super::scan::counter(tx, Counter::Inodes)? != *count;
+            tx.set_counter(Counter::Inodes, *count)?;
+            Ok(changed)
+        }
+
+        Fix::SplitContent { ino } => content::split(tx, *ino),
+        Fix::Cut { key, hole } => content::cut(tx, key, hole),
+        Fix::DropExtent { key } => tx.delete::<crate::format::table::Extents>(key),
+        Fix::DropIntent { id } => tx.delete::<Intents>(id),
+        Fix::Payload { stripe, bytes } => content::payload(tx, *stripe, *bytes),
+        Fix::GiveUp { stripe, index } => content::give_up(tx, *stripe, *index, holds),
+        Fix::Dispute { stripe, index } => content::dispute(tx, *stripe, *index, holds),
+        Fix::Degrade { stripe } => content::degrade(tx, *stripe),
+        Fix::Rebuild { stripe } => content::plan_rebuild(tx, *stripe),
+        Fix::Backref { key, row } => content::backref(tx, key, row),
+        Fix::DropBackref { key } => tx.delete::<crate::format::table::Backrefs>(key),
+        Fix::DropBackrefs { stripe } => content::drop_backrefs(tx, *stripe),
+        Fix::FreeStripe { stripe } => content::free(tx, *stripe),
+        Fix::Live { stripe } => content::live(tx, *stripe),
+        Fix::DropLive { stripe } => tx.delete::<crate::format::table::StripeLive>(stripe),
+
+        Fix::Index { key } => {
+            tx.put::<HistoryByDeath>(key, &())?;
+            Ok(true)
+        }
+        Fix::DropIndex { key } => tx.delete::<HistoryByDeath>(key),
+    }
+}
+
+fn bitmap(tx: &mut Tx<'_>, key: &GroupKey, bits: &[u8]) -> Result<bool> {
+    debug_assert_eq!(bits.len() as u64, GROUP_PART_BLOCKS / 8);
+    let before = tx.get::<Groups>(key)?.unwrap_or_default();
+    // A row that is missing is an empty one.
+    if bits.iter().all(|byte| *byte == 0) {
+        return tx.delete::<Groups>(key);
+    }
+    tx.put::<Groups>(key, &bits.to_vec())?;
+    Ok(before != bits)
+}
+
+fn with_field(row: &InodeRow, field: Field) -> InodeRow {
+    let mut row = row.clone();
+    match field {
+        Field::Links(links) => row.nlink = links,
+        Field::Entries(entries) => row.entries = entries,
+        Field::Parent(parent) => row.parent = parent,
+        Field::Xattrs(true) => row.flags |= FLAG_XATTRS,
+        Field::Xattrs(false) => row.flags &= !FLAG_XATTRS,
+        Field::Content(bytes) => row.content = bytes,
+    }
+    row
+}
+
+impl Round {
+    /// Whether nothing was found.
+    pub fn is_clean(&self) -> bool {
+        self.findings.total() == 0
+    }
+
+    /// Whether a problem of this kind was found.
+    pub fn has(&self, issue: Issue) -> bool {
+        self.findings.has(issue)
+    }
+}
