@@ -9,6 +9,8 @@ use serde_json::Value;
 
 #[path = "cli/damage.rs"]
 mod damage;
+#[path = "cli/fsck.rs"]
+mod fsck;
 #[path = "cli/recover.rs"]
 mod recover;
 

@@ -21,6 +21,8 @@ pub const BUSY: u8 = 75;
 /// Not allowed.
 pub const PERMISSION: u8 = 77;
 
+/// `fsck`: problems were found, and all of them corrected.
+pub const FSCK_CORRECTED: u8 = 1;
 /// `fsck`: problems were found and left.
 pub const FSCK_PROBLEMS: u8 = 4;
 /// `fsck`: it could not be done.
@@ -42,7 +44,8 @@ Exit codes:
   64   wrong usage        65   corrupt data       69   pool not found or not usable
   73   no space           74   device failed      75   in use
   77   not permitted
-  fsck has the codes of fsck(8): 0 clean, 4 problems found, 8 not done, 16 wrong usage.
+  fsck has the codes of fsck(8): 0 clean, 1 problems corrected, 4 problems left, 8 not done,
+  16 wrong usage.
   As mount.argosfs and umount.argosfs: those of mount(8): 0, 1 wrong usage, 32 failed.";
 
 /// Which convention a command's exit codes follow.

@@ -66,7 +66,7 @@ enum Command {
     Damage(damage::Arguments),
     /// Tell the devices which of their blocks are free; a mount does it by itself as files go.
     Trim(trim::Arguments),
-    /// Check the metadata, with --data every shard too; nothing is changed.
+    /// Check the metadata, with --data every shard too; with --repair correct it. Without, nothing is changed.
     Fsck(fsck::Arguments),
     /// Write the whole metadata as canonical JSON with a digest.
     ExportMeta(export_meta::Arguments),

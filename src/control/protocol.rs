@@ -34,8 +34,8 @@ pub enum Request {
     Trim,
     /// Puts a device in another's place; the data follows by [`Request::Rebuild`].
     Replace { old: String, new: String, force: bool },
-    /// Checks the metadata, with `data` every shard too.
-    Fsck { data: bool },
+    /// Checks the metadata, with `data` every shard too; `repair` mends what can be mended beside users.
+    Fsck { data: bool, repair: bool },
     /// Streams the whole metadata; `archived`: as it is in the newest archive.
     ExportMeta { archived: bool },
     /// Unmounts and ends the daemon; answered when everything is durable.
@@ -76,6 +76,7 @@ impl Request {
             Request::Scrub { action, .. } => *action != ScrubAction::Status,
             Request::Damage { action } => *action != DamageAction::List,
             Request::Sync | Request::Rebuild | Request::Trim | Request::Replace { .. } => true,
+            Request::Fsck { repair, .. } => *repair,
             _ => false,
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::open::OpenOptions;
 use super::ops;
-pub use super::ops::{export_archived, recover};
+pub use super::ops::{FsckMode, export_archived, fsck_unmounted, recover};
 use super::protocol::{Info, Outcome, Request};
 use super::scrub::Scrubber;
 use super::server::{Reply, Service};
@@ -100,7 +100,7 @@ impl Service for PoolService {
             Request::Rebuild => ops::rebuild(self, reply),
             Request::Trim => ops::trim(self, reply),
             Request::Replace { old, new, force } => ops::replace(self, old, new, *force, reply),
-            Request::Fsck { data } => ops::fsck(self, *data, reply),
+            Request::Fsck { data, repair } => ops::fsck(self, *data, *repair, reply),
             Request::ExportMeta { archived: false } => ops::export(self, reply),
             Request::ExportMeta { archived: true } => ops::export_archived(&self.pool, reply),
             Request::Unmount { lazy } => match &self.mounted {

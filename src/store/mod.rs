@@ -12,6 +12,7 @@ mod discard;
 pub mod extents;
 mod faults;
 mod host;
+mod inspect;
 pub mod maintain;
 mod open;
 mod pack;

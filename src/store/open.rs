@@ -11,7 +11,7 @@ use crate::format::rows::DeviceRow;
 use crate::format::table;
 use crate::meta::migrate::migrate;
 use crate::meta::volume::Volume;
-use crate::meta::{Meta, Reader, RedoGroup};
+use crate::meta::{Meta, Reader, RedoGroup, check_database};
 use crate::pool::{Member, Pool};
 
 impl Store {
@@ -40,6 +40,15 @@ impl Store {
 
     /// Opens the store of an open pool. `salt` is a random number.
     pub fn open(pool: Arc<Pool>, clock: Arc<dyn Clock>, salt: u64) -> Result<Store> {
+        Store::open_with(pool, clock, salt, false)
+    }
+
+    /// The same for a pool whose bytes somebody may have made to do harm: the database checks all of itself first.
+    pub fn open_untrusted(pool: Arc<Pool>, clock: Arc<dyn Clock>, salt: u64) -> Result<Store> {
+        Store::open_with(pool, clock, salt, true)
+    }
+
+    fn open_with(pool: Arc<Pool>, clock: Arc<dyn Clock>, salt: u64, untrusted: bool) -> Result<Store> {
         let devices = Arc::new(Devices::new(Arc::new(PoolMembership(pool.clone()))));
         let host = Arc::new(Host::new(pool.clone(), devices.clone()));
         let state = pool.state();
@@ -68,6 +77,9 @@ impl Store {
         options.read_only = pool.is_read_only();
         options.chunk_blocks = root.chunk_blocks;
         let (volume, groups) = Volume::open(host.clone(), &root, &live, options)?;
+        if untrusted {
+            check_database(volume.backend())?;
+        }
         let chunk_blocks = root.chunk_blocks;
         let log = Arc::new(HostedLog { volume, host, chunk_blocks, meta: Mutex::new(Weak::new()) });
         assemble(&pool, devices, groups, log, clock)
@@ -82,15 +94,20 @@ fn assemble(
     log: Arc<HostedLog>,
     clock: Arc<dyn Clock>,
 ) -> Result<Store> {
-    let meta =
-        Arc::new(Meta::open(log.volume.backend(), groups, log.clone(), devices.clone(), clock, pool.is_read_only())?);
+    let backend = log.volume.backend();
+    let read_only = pool.is_read_only();
+    let meta = Arc::new(Meta::open(backend, groups, log.clone(), devices.clone(), clock, read_only)?);
     *lock(&log.meta) = Arc::downgrade(&meta);
     let state = pool.state();
     // A new pool's allocator knows the devices already, and what was claimed while its metadata was made.
     let is_new = state.present().any(|member| lock(&devices.allocator).has_device(member.id));
     let mut without_row = Vec::new();
     for member in &state.members {
-        let row = meta.view(|view| view.get::<table::Devices>(&member.id))?;
+        let row = match meta.view(|view| view.get::<table::Devices>(&member.id)) {
+            // One that cannot be read is as good as none.
+            Err(Error::Corrupt(_)) => None,
+            row => row?,
+        };
         if member.device.is_some() && !is_new {
             let used = row.as_ref().map_or(0, |row| row.used_blocks);
             lock(&devices.allocator).add_device(member.id, member.layout, used);

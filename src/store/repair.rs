@@ -193,7 +193,13 @@ impl Store {
     }
 
     /// A header of the stripe from any shard that is still good.
-    fn surviving_header(&self, devices: &Devices, id: StripeId, row: &StripeRow, bad: &[usize]) -> Option<ShardHeader> {
+    pub(super) fn surviving_header(
+        &self,
+        devices: &Devices,
+        id: StripeId,
+        row: &StripeRow,
+        bad: &[usize],
+    ) -> Option<ShardHeader> {
         row.placements.iter().enumerate().filter(|(shard, _)| !bad.contains(shard)).find_map(|(shard, placement)| {
             let device = devices.membership.device(placement.device)?;
             let mut block = AlignedBuf::scratch(BLOCK_SIZE as usize);

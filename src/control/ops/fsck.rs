@@ -1,46 +1,278 @@
-//! `fsck`: the metadata in one snapshot, then, if asked, every shard.
+//! `fsck`: the labels, the copies of the metadata, its rows in one snapshot, then, if asked, every shard.
+//!
+//! Invariants:
+//! - Without `repair` nothing is changed.
+//! - Rows are repaired only in a pool that is not mounted, opened for this alone and opened anew after each round: nobody goes
+//!   on with what was true before. On a mounted one only what lies on the devices is mended.
+//! - What is reported as corrected was checked again afterwards.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
-use crate::base::{Result, StripeId};
-use crate::check::{self, Context, Findings, Issue, Report};
+use crate::base::{Entropy, Result, StripeId, SystemEntropy};
+use crate::check::repair::{self, Round};
+use crate::check::{self, Action, Context, Findings, Issue, PASSES, Report};
+use crate::control::locate::Located;
+use crate::control::open::{OpenOptions, open_pool};
 use crate::control::protocol::{Outcome, Progress};
 use crate::control::server::Reply;
 use crate::control::service::{PoolService, outcome};
-use crate::format::rows::StripeRow;
+use crate::format::label::MemberState;
+use crate::format::rows::{Placement, StripeRow};
 use crate::pool::PoolState;
 use crate::pool::stripe_io::{BadShard, Fault};
+use crate::store::Store;
 
 /// Stripes looked up at once.
 const PAGE: usize = 1024;
+/// Lost stripes of which the owners are told.
+const LOST: usize = 10_000;
+/// Actions that are told one by one to people; programs are told all.
+const TOLD: usize = 200;
 
-/// Checks; nothing is changed.
-pub fn fsck(service: &PoolService, data: bool, reply: &mut dyn Reply) -> Result<Outcome> {
-    let mut context = context(&service.pool.state());
-    let archives = service.store.archive_runs();
-    context.metadata.extend(archives.iter().map(|run| (run.device, run.block.0, u64::from(run.blocks))));
-    let mut findings = Findings::default();
-    let mut deaf = Ok(());
-    let mut checked = service.store.view(|view| {
-        check::fsck(view, &context, &mut findings, &mut |progress| {
-            let work = format!("checking {}", progress.pass);
-            let told = reply.progress(&Progress { work, done: 0, total: 0, unit: String::new() });
-            if deaf.is_ok() {
-                deaf = told;
-            }
-        })
-    })?;
-    deaf?;
-    if data {
-        checked.shards = shards(service, &mut findings, reply)?;
+/// What to do with an unmounted pool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FsckMode {
+    /// Only look.
+    Check,
+    /// Tell what a repair would do.
+    Plan,
+    Repair,
+}
+
+/// What one look at the pool found.
+struct Look {
+    report: Report,
+    /// What can be done about the rows.
+    round: Round,
+    /// Files with content that too few shards are left of.
+    lost: Vec<String>,
+}
+
+/// What was or will be done.
+#[derive(Default)]
+struct Work {
+    actions: Vec<Action>,
+    /// Actions that the next plan will have.
+    more: u64,
+    /// The same for what is mended on the devices.
+    devices: Vec<String>,
+}
+
+/// Checks a pool that is open. `repair` mends what can be mended while others use it.
+pub fn fsck(service: &PoolService, data: bool, repair: bool, reply: &mut dyn Reply) -> Result<Outcome> {
+    let look = look(service, data, reply)?;
+    if !repair || look.report.clean {
+        return tell(service, &look, None, FsckMode::Check);
     }
-    let report = Report::new(checked, &findings);
-    let name = service.pool.state().label.name.clone();
-    outcome(u8::from(!report.clean), &report, text(&name, &report))
+    let mut work = Work::default();
+    mend_devices(service, data, reply, &mut work)?;
+    let after = self::look(service, data, reply)?;
+    work.note_mended(&look.report, &after.report);
+    tell(service, &after, Some(&work), FsckMode::Repair)
+}
+
+/// Checks a pool that is not mounted, and repairs it if that is asked for. Returns what the user should know, too.
+pub fn fsck_unmounted(
+    located: &Located,
+    options: &OpenOptions,
+    data: bool,
+    untrusted: bool,
+    mode: FsckMode,
+    reply: &mut dyn Reply,
+) -> Result<(Outcome, Vec<String>)> {
+    let read_only = OpenOptions { read_only: true, ..options.clone() };
+    let (service, notes) = open(located, &read_only, untrusted)?;
+    let first = look(&service, data, reply)?;
+    if mode != FsckMode::Repair || first.report.clean {
+        let mut work = Work::default();
+        work.actions.extend(first.round.plan.actions().cloned());
+        work.more = first.round.plan.more;
+        work.devices = plan_devices(&first.report);
+        let told = (mode == FsckMode::Plan).then_some(&work);
+        return Ok((tell(&service, &first, told, mode)?, notes));
+    }
+    drop(service);
+
+    let writable = OpenOptions { read_only: false, ..options.clone() };
+    let mut work = Work::default();
+    repair_rows(located, &writable, untrusted, reply, &mut work)?;
+    let (service, _) = open(located, &writable, false)?;
+    mend_devices(&service, data, reply, &mut work)?;
+    service.store.meta().checkpoint()?;
+    drop(service);
+    let (service, _) = open(located, &read_only, untrusted)?;
+    let after = look(&service, data, reply)?;
+    work.note_mended(&first.report, &after.report);
+    Ok((tell(&service, &after, Some(&work), mode)?, notes))
+}
+
+fn open(located: &Located, options: &OpenOptions, untrusted: bool) -> Result<(PoolService, Vec<String>)> {
+    let (pool, notes) = open_pool(located, options)?;
+    let (clock, salt) = (options.clock.clone(), SystemEntropy.next_u64());
+    let store = match untrusted {
+        true => Store::open_untrusted(Arc::clone(&pool), clock, salt)?,
+        false => Store::open(Arc::clone(&pool), clock, salt)?,
+    };
+    Ok((PoolService::unmounted(pool, Arc::new(store), options.clone()), notes))
+}
+
+/// Repairs rows, round by round, until nothing more can be done about them.
+fn repair_rows(
+    located: &Located,
+    options: &OpenOptions,
+    untrusted: bool,
+    reply: &mut dyn Reply,
+    work: &mut Work,
+) -> Result<()> {
+    let mut seen: HashSet<String> = HashSet::new();
+    loop {
+        let (service, _) = open(located, options, untrusted)?;
+        let context = context(&service);
+        let mut key = [0; 32];
+        SystemEntropy.fill(&mut key);
+        let holds = |id: StripeId, row: &StripeRow, index: usize| service.store.holds(id, row, index);
+        let mut told = Ok(());
+        let round =
+            repair::round(service.store.meta(), &context, &holds, key, &mut |now| pass(&now, reply, &mut told))?;
+        told?;
+        service.store.meta().checkpoint()?;
+        // A round that does only what was done before goes round in circles.
+        let mut new = false;
+        for action in round.done {
+            new |= seen.insert(format!("{:?}", action.fix));
+            if work.actions.len() < LOST {
+                work.actions.push(action);
+            } else {
+                work.more += 1;
+            }
+        }
+        if !new {
+            return Ok(());
+        }
+    }
+}
+
+/// Mends what lies on the devices: labels, copies of the metadata, shards and their headers.
+fn mend_devices(service: &PoolService, data: bool, reply: &mut dyn Reply, work: &mut Work) -> Result<()> {
+    let store = &service.store;
+    let ticket = service.work.begin("repair", "stripes")?;
+    let present: Vec<_> = service.pool.state().present().map(|member| member.id).collect();
+    if !service.pool.damaged_labels(&present).is_empty() {
+        service.pool.update_labels(|_| ())?;
+        work.devices.push("labels written anew".to_owned());
+    }
+    store.mend_metadata()?;
+    let mut told = Ok(());
+    let mut headers = 0;
+    if data {
+        each_stripe(store, &mut |id, done| {
+            headers += store.mend_headers(id)?;
+            ticket.advance(done, 0, reply)
+        })?;
+    }
+    let mut watch = |progress: &crate::store::maintain::Progress| {
+        told = ticket.advance(progress.stripes, 0, reply);
+        told.is_ok()
+    };
+    let progress = if data { store.scrub(&mut watch)? } else { store.rebuild(&mut watch)? };
+    told?;
+    let mut did = |count: u64, what: &str| {
+        if count > 0 {
+            work.devices.push(format!("{count} {what}"));
+        }
+    };
+    did(progress.metadata_blocks, "blocks of metadata written anew");
+    did(headers, "headers of shards written anew");
+    did(progress.repaired.rewritten.into(), "shards written anew in their place");
+    did(progress.repaired.rebuilt.into(), "shards rebuilt elsewhere");
+    if !data && let Some(log) = store.mend_copies()? {
+        did(log.repaired, "blocks of metadata written anew");
+        did(log.log_repairs, "stretches of the metadata's log copied");
+    }
+    store.durable_point()
+}
+
+/// What [`mend_devices`] will do about these problems.
+fn plan_devices(report: &Report) -> Vec<String> {
+    let will = |id: &str| match id {
+        "label-damaged" => Some("write the labels anew"),
+        "member-stale" | "metadata-replica-missing" => Some("bring the copies of the metadata up to date"),
+        "metadata-wrong" | "metadata-log-lacking" => Some("write what is bad anew from another copy"),
+        "stripe-degraded" | "shard-missing" => Some("rebuild the missing shards"),
+        "shard-corrupt" => Some("write the shards anew from the others of their stripes"),
+        "shard-header-wrong" => Some("write the headers anew"),
+        _ => None,
+    };
+    report.issues.iter().filter_map(|tally| Some(format!("{}: {}", tally.id, will(tally.id)?))).collect()
+}
+
+fn pass(now: &check::Progress, reply: &mut dyn Reply, told: &mut Result<()>) {
+    let work = match PASSES.iter().position(|pass| *pass == now.pass) {
+        Some(at) => format!("checking {} ({}/{})", now.pass, at + 1, PASSES.len()),
+        None => now.pass.to_owned(),
+    };
+    let progress = Progress { work, done: now.done, total: now.total, unit: "rows".to_owned() };
+    if told.is_ok() {
+        *told = reply.progress(&progress);
+    }
+}
+
+/// Checks everything; nothing is changed.
+fn look(service: &PoolService, data: bool, reply: &mut dyn Reply) -> Result<Look> {
+    let mut told = Ok(());
+    let context = context(service);
+    let mut devices = Findings::default();
+    pass(&check::Progress::of("labels", 0), reply, &mut told);
+    labels(service, &mut devices);
+    pass(&check::Progress::of("metadata", 0), reply, &mut told);
+    metadata(service, &mut devices)?;
+    let mut round = repair::plan(service.store.meta(), &context, &mut |now| pass(&now, reply, &mut told))?;
+    told?;
+    let mut lost = Vec::new();
+    if data {
+        round.checked.shards = shards(service, &mut devices, &mut lost, reply)?;
+    }
+    let lost = service.store.view(|view| check::paths_of_stripes(view, &lost))?;
+    devices.append(&round.findings);
+    Ok(Look { report: Report::new(round.checked, &devices), round, lost })
+}
+
+fn labels(service: &PoolService, findings: &mut Findings) {
+    let state = service.pool.state();
+    let present: Vec<_> = state.present().map(|member| member.id).collect();
+    let damaged = service.pool.damaged_labels(&present);
+    for member in &state.members {
+        findings.expect(!damaged.contains(&member.id), Issue::LabelDamaged, || member.name());
+        findings.expect(member.device.is_some(), Issue::MemberMissing, || {
+            format!("{}: bring it back, or `argosfs device replace` it", member.name())
+        });
+        let stale = member.device.is_some() && member.state == MemberState::Stale;
+        findings.expect(!stale, Issue::MemberStale, || member.name());
+    }
+}
+
+fn metadata(service: &PoolService, findings: &mut Findings) -> Result<()> {
+    if let Some(found) = service.store.inspect_metadata()? {
+        findings.expect(found.bad == 0, Issue::MetadataWrong, || format!("{} of {} blocks", found.bad, found.blocks));
+        findings
+            .expect(found.log_lacking == 0, Issue::MetadataLogLacking, || format!("{} stretches", found.log_lacking));
+    }
+    let lacking = service.store.lacking_replicas();
+    findings.expect(lacking == 0, Issue::MetadataReplicaMissing, || format!("{lacking} are lacking"));
+    Ok(())
 }
 
 /// What the labels say about the devices.
-fn context(state: &PoolState) -> Context {
+fn context(service: &PoolService) -> Context {
+    let mut context = context_of(&service.pool.state());
+    let archives = service.store.archive_runs();
+    context.metadata.extend(archives.iter().map(|run| (run.device, run.block.0, u64::from(run.blocks))));
+    context
+}
+
+fn context_of(state: &PoolState) -> Context {
     let mut metadata = Vec::new();
     for member in &state.members {
         metadata.push((member.id, 0, member.layout.start));
@@ -57,26 +289,48 @@ fn context(state: &PoolState) -> Context {
     Context { devices, metadata }
 }
 
-/// Reads every shard and compares it with its checksums. Stripes made meanwhile may be left out.
-fn shards(service: &PoolService, findings: &mut Findings, reply: &mut dyn Reply) -> Result<u64> {
-    let ticket = service.work.begin("check of the data", "stripes")?;
-    let store = &service.store;
-    let (mut shards, mut done, mut after) = (0, 0, None);
+fn each_stripe(store: &Store, act: &mut dyn FnMut(StripeId, u64) -> Result<()>) -> Result<()> {
+    let (mut done, mut after) = (0, None);
     loop {
         let (page, last) = store.stripes_with(after, PAGE, |_| true)?;
         for id in page {
-            if let Some((row, bad)) = store.verify(id)? {
-                shards += row.placements.len() as u64;
-                report(id, &row, &bad, findings);
-            }
             done += 1;
-            ticket.advance(done, 0, reply)?;
+            act(id, done)?;
         }
         match last {
             Some(last) => after = Some(last),
-            None => break,
+            None => return Ok(()),
         }
     }
+}
+
+/// Reads every shard and compares it with its checksums, and its header with its stripe. Stripes made meanwhile may be left out.
+fn shards(
+    service: &PoolService,
+    findings: &mut Findings,
+    lost: &mut Vec<StripeId>,
+    reply: &mut dyn Reply,
+) -> Result<u64> {
+    let ticket = service.work.begin("check of the data", "stripes")?;
+    let store = &service.store;
+    let mut shards = 0;
+    each_stripe(store, &mut |id, done| {
+        let mut bad_shards = Vec::new();
+        if let Some((row, bad)) = store.verify(id)? {
+            shards += row.placements.len() as u64;
+            if report(id, &row, &bad, findings) && lost.len() < LOST {
+                lost.push(id);
+            }
+            bad_shards = bad.iter().map(|shard| usize::from(shard.index)).collect();
+        }
+        if let Some((row, wrong)) = store.wrong_headers(id)? {
+            // Of a shard that is bad all of it is written anew.
+            for index in wrong.into_iter().filter(|index| !bad_shards.contains(index)) {
+                findings.add(Issue::ShardHeaderWrong, || place(id, index, &row));
+            }
+        }
+        ticket.advance(done, 0, reply)
+    })?;
     store.verify_archives(&mut |verified| match verified {
         Ok((id, row, bad)) => {
             shards += row.placements.len() as u64;
@@ -87,49 +341,95 @@ fn shards(service: &PoolService, findings: &mut Findings, reply: &mut dyn Reply)
     Ok(shards)
 }
 
-fn report(id: StripeId, row: &StripeRow, bad: &[BadShard], findings: &mut Findings) {
+/// Notes what is bad; whether the stripe is lost.
+fn report(id: StripeId, row: &StripeRow, bad: &[BadShard], findings: &mut Findings) -> bool {
     let bad: Vec<&BadShard> = bad.iter().filter(|shard| shard.fault != Fault::Avoided).collect();
-    findings.expect(bad.len() <= usize::from(row.m), Issue::StripeLost, || {
+    let lost = bad.len() > usize::from(row.m);
+    findings.expect(!lost, Issue::StripeLost, || {
         format!("stripe {id}: {} of {} shards are bad", bad.len(), row.placements.len())
     });
     for shard in bad {
         let issue = if shard.fault == Fault::Checksum { Issue::ShardCorrupt } else { Issue::ShardMissing };
         findings.add(issue, || place(id, usize::from(shard.index), row));
     }
+    lost
 }
 
 fn place(id: StripeId, index: usize, row: &StripeRow) -> String {
     match row.placements.get(index) {
-        Some(placement) => {
+        Some(placement) if *placement != Placement::NONE => {
             format!("stripe {id}, shard {index}: device {}, block {}", placement.device, placement.block.0)
         }
-        None => format!("stripe {id}, shard {index}"),
+        _ => format!("stripe {id}, shard {index}"),
     }
 }
 
-fn text(name: &str, report: &Report) -> String {
+/// Level 0: clean; 1: everything was corrected; 2: problems are left.
+fn tell(service: &PoolService, look: &Look, work: Option<&Work>, mode: FsckMode) -> Result<Outcome> {
+    let name = service.pool.state().label.name.clone();
+    let level = match (look.report.clean, work) {
+        // Repairs are made only when something was found.
+        (true, Some(_)) if mode == FsckMode::Repair => 1,
+        (true, _) => 0,
+        (false, _) => 2,
+    };
     let mut out = String::new();
-    for finding in &report.findings {
+    for finding in &look.report.findings {
         let _ = writeln!(out, "{}: {}", finding.id, finding.what);
     }
-    for tally in &report.issues {
+    if let Some(work) = work {
+        work.tell(mode, &mut out);
+    }
+    for path in &look.lost {
+        let _ = writeln!(out, "LOST CONTENT: {path}");
+    }
+    for tally in &look.report.issues {
         let _ = writeln!(out, "{}: {} ({})", tally.id, tally.count, tally.meaning);
     }
-    let checked = &report.checked;
+    if level == 2 && mode == FsckMode::Repair && service.mounted.is_some() {
+        let _ = writeln!(out, "the rest is repaired only while nobody uses it: unmount {name} and run it again");
+    }
+    let state = ["clean", "CORRECTED, clean now", "PROBLEMS FOUND"][usize::from(level)];
+    let checked = &look.report.checked;
     let _ = write!(
         out,
-        "{name}: {}; {} inodes, {} names, {} extents, {} stripes, {} blocks, {} journal rows",
-        if report.clean { "clean" } else { "PROBLEMS FOUND" },
-        checked.inodes,
-        checked.names,
-        checked.extents,
-        checked.stripes,
-        checked.blocks,
-        checked.journal
+        "{name}: {state}; {} inodes, {} names, {} extents, {} stripes, {} blocks, {} journal rows",
+        checked.inodes, checked.names, checked.extents, checked.stripes, checked.blocks, checked.journal
     );
     if checked.shards > 0 {
         let _ = write!(out, ", {} shards", checked.shards);
     }
     out.push('\n');
-    out
+    let answer = serde_json::to_value(&look.report);
+    let mut answer = answer.map_err(|_| crate::base::Error::Invalid("an answer that is not JSON"))?;
+    answer["lost"] = look.lost.clone().into();
+    if let Some(work) = work {
+        let key = if mode == FsckMode::Plan { "plan" } else { "repaired" };
+        answer[key] = serde_json::json!({ "actions": work.actions, "more": work.more, "devices": work.devices });
+    }
+    outcome(level, &answer, out)
+}
+
+impl Work {
+    /// Notes kinds of problems on the devices that are gone, however they were mended: opening a pool mends labels by itself.
+    fn note_mended(&mut self, before: &Report, after: &Report) {
+        let left = plan_devices(after);
+        self.devices.extend(plan_devices(before).into_iter().filter(|line| !left.contains(line)));
+    }
+
+    fn tell(&self, mode: FsckMode, out: &mut String) {
+        let word = if mode == FsckMode::Plan { "would" } else { "did" };
+        for action in self.actions.iter().filter(|action| action.loses).chain(&self.actions).take(TOLD) {
+            let path = action.path.as_deref().map_or(String::new(), |path| format!(" [{path}]"));
+            let loss = if action.loses { "LOSS: " } else { "" };
+            let _ = writeln!(out, "{word}: {loss}{}: {}{path}: {}", action.id, action.what, action.will);
+        }
+        let more = self.more + self.actions.len().saturating_sub(TOLD) as u64;
+        if more > 0 {
+            let _ = writeln!(out, "{word}: {more} more; --json tells them as far as they are known");
+        }
+        for line in &self.devices {
+            let _ = writeln!(out, "{word}: {line}");
+        }
+    }
 }

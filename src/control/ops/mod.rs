@@ -10,7 +10,7 @@ mod trim;
 
 pub use damage::damage;
 pub use export::{export, export_archived};
-pub use fsck::fsck;
+pub use fsck::{FsckMode, fsck, fsck_unmounted};
 pub use maintain::{rebuild, scrub};
 pub use recover::recover;
 pub use replace::replace;

@@ -228,6 +228,12 @@ impl Core {
         }
     }
 
+    /// Whether the replica has the block wrong now.
+    pub fn is_wrong(&self, one: &Run, replica: &Replica) -> bool {
+        let _io = lock(&self.io);
+        self.unchanged(one) && !self.read_one(one, replica, 0, &mut Block::zeroed())
+    }
+
     /// Takes whole blocks written by redb, other than the header.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.check()?;

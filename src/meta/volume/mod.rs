@@ -155,6 +155,8 @@ pub struct VerifyReport {
     pub repaired: u64,
     /// Stretches of the log that were copied to a replica that lacked them.
     pub log_repairs: u64,
+    /// Those that are lacking, when nothing is mended.
+    pub log_lacking: u64,
     /// Blocks that no replica has right. redb may not use them: of a block that was free at the last checkpoint, the content
     /// is lost with a crash and its sum is not. redb's own check tells.
     pub unreadable: Vec<u64>,
@@ -313,7 +315,12 @@ impl Volume {
 
     /// Checks everything on all live replicas, and mends what another replica has right.
     pub fn verify(&self) -> Result<VerifyReport> {
-        self.core.verify()
+        self.core.verify(true)
+    }
+
+    /// Checks everything on all live replicas and changes nothing.
+    pub fn inspect(&self) -> Result<VerifyReport> {
+        self.core.verify(false)
     }
 
     /// What goes on.

@@ -285,25 +285,30 @@ impl Core {
     }
 
     /// See [`super::Volume::verify`].
-    pub fn verify(&self) -> Result<VerifyReport> {
+    pub fn verify(&self, mend: bool) -> Result<VerifyReport> {
+        let mend = mend && self.check_writable().is_ok();
         let mut report = VerifyReport::default();
         let numbers: Vec<u32> = read(&self.state).table.chunks.keys().copied().collect();
         for number in numbers {
             for from in (0..self.geometry.data).step_by(PIECE as usize) {
                 for run in self.stored_runs(number, from) {
-                    self.verify_run(&run, &mut report);
+                    self.verify_run(&run, mend, &mut report);
                 }
             }
-            self.verify_pages(number, &mut report)?;
+            self.verify_pages(number, mend, &mut report)?;
         }
-        if self.check_writable().is_ok() {
-            let mut ring = lock(&self.log);
+        let mut ring = lock(&self.log);
+        if mend {
             report.log_repairs += self.mend_log(&mut ring)?;
+        } else {
+            let replicas = self.writers();
+            let log = recover::recover(&replicas, self.volume, ring.capacity)?;
+            report.log_lacking = (0..replicas.len()).map(|index| log.missing(index).len() as u64).sum();
         }
         Ok(report)
     }
 
-    fn verify_run(&self, run: &Run, report: &mut VerifyReport) {
+    fn verify_run(&self, run: &Run, mend: bool, report: &mut VerifyReport) {
         let readers = self.readers();
         let mut blocks = zeroed(run.sums.len());
         let mut wrong: Vec<(usize, Arc<Replica>)> = Vec::new();
@@ -324,6 +329,10 @@ impl Core {
                 Ok(content) => {
                     let Some(content) = content.first() else { continue };
                     for (_, replica) in group {
+                        if !mend {
+                            report.bad += u64::from(self.is_wrong(&one, replica));
+                            continue;
+                        }
                         let mended = self.mend(&one, replica, 0, content);
                         report.bad += u64::from(mended != Mended::Needless);
                         report.repaired += u64::from(mended == Mended::Done);
@@ -336,7 +345,7 @@ impl Core {
         }
     }
 
-    fn verify_pages(&self, number: u32, report: &mut VerifyReport) -> Result<()> {
+    fn verify_pages(&self, number: u32, mend: bool, report: &mut VerifyReport) -> Result<()> {
         let _io = lock(&self.io);
         for page in 0..self.geometry.pages {
             for replica in self.readers() {
@@ -348,7 +357,7 @@ impl Core {
                     continue;
                 }
                 report.bad += 1;
-                if self.check_writable().is_ok() {
+                if mend {
                     match replica.device.write_at(offset, &[&content.0]) {
                         Ok(()) => report.repaired += 1,
                         Err(error) => self.drop_replica(replica.id, error)?,

@@ -1,0 +1,148 @@
+//! What `fsck` asks about the devices, and mends there: copies of the metadata, headers of shards.
+//!
+//! Invariant: a header is written only in front of a shard whose payload is the one that the stripe's row says.
+
+use std::ops::Bound;
+
+use super::Store;
+use super::devices::Devices;
+use crate::base::{BLOCK_SIZE, Ino, Result, StripeId, TxnId};
+use crate::device::buffer::AlignedBuf;
+use crate::format::rows::{BackrefKey, Placement, StripeRow};
+use crate::format::shard::{ShardHeader, Unit};
+use crate::format::table::{Backrefs, Stripes};
+use crate::meta::volume::VerifyReport;
+use crate::meta::{Reader, Visit};
+use crate::pool::stripe_io;
+
+impl Store {
+    /// Compares all copies of the metadata with its checksums; nothing is changed. `None` for a store without devices.
+    pub fn inspect_metadata(&self) -> Result<Option<VerifyReport>> {
+        self.log.as_ref().map(|log| log.volume.inspect()).transpose()
+    }
+
+    /// The same, and writes anew what is bad.
+    pub fn mend_copies(&self) -> Result<Option<VerifyReport>> {
+        self.log.as_ref().map(|log| log.volume.verify()).transpose()
+    }
+
+    /// Replicas of the metadata that are lacking.
+    pub fn lacking_replicas(&self) -> usize {
+        let (Some(pool), Some(log)) = (&self.pool, &self.log) else { return 0 };
+        let able = pool.state().members.iter().filter(|member| member.is_current()).count();
+        let wanted = (usize::from(pool.geometry().m) + 1).max(2).min(able);
+        wanted.saturating_sub(log.volume.stats().replicas.len())
+    }
+
+    /// Whether a shard is whole where the row says it is; `None` when its device is not here.
+    pub fn holds(&self, id: StripeId, row: &StripeRow, index: usize) -> Option<bool> {
+        let devices = self.devices.as_ref()?;
+        let placement = row.placements.get(index)?;
+        devices.membership.device(placement.device)?;
+        let payload = stripe_io::read_shard(&*devices.membership, row, index).is_some();
+        Some(payload && self.has_header(devices, id, row, index))
+    }
+
+    fn has_header(&self, devices: &Devices, id: StripeId, row: &StripeRow, index: usize) -> bool {
+        let Some(placement) = row.placements.get(index) else { return false };
+        let Some(device) = devices.membership.device(placement.device) else { return false };
+        let mut block = AlignedBuf::scratch(BLOCK_SIZE as usize);
+        if device.read_at(placement.block.byte_offset(), &mut block).is_err() {
+            return false;
+        }
+        let Ok(header) = ShardHeader::decode(&block) else { return false };
+        let uuid = self.pool.as_ref().and_then(|pool| pool.state().member(placement.device).map(|member| member.uuid));
+        header.belongs_to(id, row, index as u8)
+            && header.pool == devices.membership.pool()
+            && uuid.is_none_or(|uuid| uuid == header.device)
+    }
+
+    /// The shards of a stripe, on devices that are here, in front of which there is no header of theirs. `None`: there is no
+    /// such stripe, or it changed meanwhile.
+    pub fn wrong_headers(&self, id: StripeId) -> Result<Option<(StripeRow, Vec<usize>)>> {
+        let Some(devices) = self.devices.clone() else { return Ok(None) };
+        let _window = devices.enter_read(self.meta.committed());
+        let Some(row) = self.view(|view| view.get::<Stripes>(&id))? else { return Ok(None) };
+        let here =
+            |at: &usize| row.placements.get(*at).is_some_and(|place| devices.membership.device(place.device).is_some());
+        let wrong: Vec<usize> =
+            (0..row.placements.len()).filter(here).filter(|at| !self.has_header(&devices, id, &row, *at)).collect();
+        if !wrong.is_empty() && self.view(|view| view.get::<Stripes>(&id))?.as_ref() != Some(&row) {
+            return Ok(None);
+        }
+        Ok(Some((row, wrong)))
+    }
+
+    /// Writes the headers of a stripe that are wrong anew, from those of its other shards or from the rows. Returns how many.
+    pub fn mend_headers(&self, id: StripeId) -> Result<u64> {
+        let Some(devices) = self.devices.clone() else { return Ok(0) };
+        let _held = self.repairs.hold(id);
+        let Some((row, wrong)) = self.wrong_headers(id)? else { return Ok(0) };
+        let wrong: Vec<usize> =
+            wrong.into_iter().filter(|at| stripe_io::read_shard(&*devices.membership, &row, *at).is_some()).collect();
+        if wrong.is_empty() {
+            return Ok(0);
+        }
+        let header = match self.surviving_header(&devices, id, &row, &wrong) {
+            Some(header) => header,
+            None => self.header_of_rows(&devices, id, &row)?,
+        };
+        let mut mended = 0;
+        for index in wrong {
+            let Some(Placement { device, block }) = row.placements.get(index).copied() else { continue };
+            let Some(target) = devices.membership.device(device) else { continue };
+            let member = devices.membership.members().into_iter().find(|member| member.id == device);
+            let header = ShardHeader {
+                pool: devices.membership.pool(),
+                device: member.map_or(header.device, |member| member.uuid),
+                index: index as u8,
+                ..header.clone()
+            };
+            let mut bytes = AlignedBuf::scratch(BLOCK_SIZE as usize);
+            bytes.copy_from_slice(&header.encode());
+            target.write_at(block.byte_offset(), &[&bytes])?;
+            devices.mark_dirty(std::iter::once((device, id)));
+            mended += 1;
+        }
+        self.barrier()?;
+        Ok(mended)
+    }
+
+    /// What a header says, as far as the rows know it: names are not in it.
+    fn header_of_rows(&self, devices: &Devices, id: StripeId, row: &StripeRow) -> Result<ShardHeader> {
+        let mut units = Vec::new();
+        self.view(|view| {
+            let low = BackrefKey { stripe: id, ino: Ino(0), offset: 0, birth: TxnId(0) };
+            let high = BackrefKey { stripe: StripeId(id.0.saturating_add(1)), ..low.clone() };
+            view.scan::<Backrefs>((Bound::Included(low), Bound::Excluded(high)), |key, backref| {
+                units.push(Unit {
+                    ino: key.ino,
+                    offset: key.offset,
+                    length: backref.length,
+                    start: backref.start,
+                    birth: Some(key.birth),
+                    parent: Ino(0),
+                    name: Vec::new(),
+                });
+                Ok(Visit::Continue(()))
+            })
+        })?;
+        Ok(ShardHeader {
+            pool: devices.membership.pool(),
+            device: crate::base::Uuid::NIL,
+            stripe: id,
+            incarnation: row.incarnation,
+            index: 0,
+            k: row.k,
+            m: row.m,
+            granule_shift: row.granule_shift,
+            shard_blocks: row.shard_blocks,
+            txn: row.birth,
+            payload_bytes: row.payload_bytes,
+            sums: row.sums.clone(),
+            sealed: false,
+            truncated: false,
+            units,
+        })
+    }
+}
