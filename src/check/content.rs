@@ -139,7 +139,10 @@ fn check_run(
     let show = || format!("inode {ino}, offset {offset}, stripe {}", run.stripe);
     let extent_key = ExtentKey { ino, offset };
     match scan::find::<Stripes>(reader, &run.stripe)? {
-        None => findings.mend(Issue::ExtentStripeMissing, show, || Fix::DropExtent { key: extent_key.clone() }),
+        None => {
+            findings.mend(Issue::ExtentStripeMissing, show, || Fix::DropExtent { key: extent_key.clone() });
+            findings.also(Issue::ExtentStripeMissing, show, || Fix::FindStripe { stripe: run.stripe });
+        }
         Some(stripe) => {
             let end = u64::from(run.start) + u64::from(run.stored);
             let shown = u64::from(run.inside) + extent.length;

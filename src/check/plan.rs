@@ -55,6 +55,10 @@ pub enum Fix {
         table: u8,
         key: Vec<u8>,
     },
+    /// Looks on the devices for the shards of a stripe whose row is gone; their headers say what was in it.
+    FindStripe {
+        stripe: StripeId,
+    },
     /// Makes an extent's row again from its back reference.
     RestoreExtent {
         key: Vec<u8>,
@@ -196,6 +200,7 @@ impl Fix {
             | Fix::NamesKey
             | Fix::Counter { .. }
             | Fix::RestoreExtent { .. }
+            | Fix::FindStripe { .. }
             | Fix::Mark { .. } => Stage::Guard,
             Fix::MakeInode { .. } | Fix::MendInode { .. } => Stage::Owners,
             Fix::DropName { .. }
@@ -234,6 +239,7 @@ impl Fix {
             Fix::NamesKey => "make a new key and place every name by it".to_owned(),
             Fix::Counter { counter, least } => format!("raise the counter {counter:?} to {least}"),
             Fix::Mark { .. } => "mark the blocks in use".to_owned(),
+            Fix::FindStripe { stripe } => format!("look on all devices for the shards of stripe {stripe}"),
             Fix::RestoreExtent { .. } => {
                 "make the row again from its back reference; without one its content is lost and reads as zeros"
                     .to_owned()
@@ -259,7 +265,9 @@ impl Fix {
                     hole.start, hole.end
                 )
             }
-            Fix::DropExtent { .. } => "remove the extent: its content is lost and reads as zeros".to_owned(),
+            Fix::DropExtent { .. } => {
+                "remove the extent, unless its stripe is found: its content is lost and reads as zeros".to_owned()
+            }
             Fix::DropIntent { id } => format!("drop plan {id}"),
             Fix::Payload { bytes, .. } => format!("let the payload reach to byte {bytes}"),
             Fix::GiveUp { index, .. } => format!("give shard {index} up and plan to rebuild it elsewhere"),
@@ -300,6 +308,14 @@ impl Fix {
                 | Fix::DropExtent { .. }
                 | Fix::DropName { .. }
         )
+    }
+
+    /// The stripe whose row it asks for.
+    pub fn missing_stripe(&self) -> Option<StripeId> {
+        match self {
+            Fix::FindStripe { stripe } => Some(*stripe),
+            _ => None,
+        }
     }
 
     /// The inode it is about.

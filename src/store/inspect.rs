@@ -2,13 +2,15 @@
 //!
 //! Invariant: a header is written only in front of a shard whose payload is the one that the stripe's row says.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use super::Store;
 use super::devices::Devices;
-use crate::base::{BLOCK_SIZE, Ino, Result, StripeId, TxnId};
+use super::recover::{FoundShard, find_shards};
+use crate::base::{BLOCK_SIZE, Incarnation, Ino, Result, StripeId, TxnId};
 use crate::device::buffer::AlignedBuf;
-use crate::format::rows::{BackrefKey, Placement, StripeRow};
+use crate::format::rows::{BackrefKey, Placement, StripeRow, StripeState};
 use crate::format::shard::{ShardHeader, Unit};
 use crate::format::table::{Backrefs, Stripes};
 use crate::meta::volume::VerifyReport;
@@ -55,6 +57,49 @@ impl Store {
         header.belongs_to(id, row, index as u8)
             && header.pool == devices.membership.pool()
             && uuid.is_none_or(|uuid| uuid == header.device)
+    }
+
+    /// Rows for stripes that have none, as the headers of their shards tell. Every block of every device is looked at. A stripe
+    /// is there when enough of its shards are whole.
+    pub fn find_rows(&self, wanted: &BTreeSet<StripeId>) -> Result<BTreeMap<StripeId, StripeRow>> {
+        let mut rows = BTreeMap::new();
+        let (Some(pool), Some(devices)) = (&self.pool, &self.devices) else { return Ok(rows) };
+        let search = find_shards(pool, &|found| wanted.contains(&found.stripe), &mut |_, _| true)?;
+        let mut stripes: BTreeMap<(StripeId, TxnId, Incarnation), Vec<FoundShard>> = BTreeMap::new();
+        for found in search.shards {
+            stripes.entry((found.stripe, found.txn, found.incarnation)).or_default().push(found);
+        }
+        for ((id, ..), shards) in stripes {
+            // Of several versions the newest one that can be read counts: it comes last.
+            if let Some(row) = self.row_of_shards(devices, id, &shards) {
+                rows.insert(id, row);
+            }
+        }
+        Ok(rows)
+    }
+
+    fn row_of_shards(&self, devices: &Devices, id: StripeId, shards: &[FoundShard]) -> Option<StripeRow> {
+        let header_at = |found: &FoundShard| {
+            let mut block = AlignedBuf::scratch(BLOCK_SIZE as usize);
+            devices.membership.device(found.device)?.read_at(found.block.byte_offset(), &mut block).ok()?;
+            ShardHeader::decode(&block).ok()
+        };
+        let header = shards.iter().find_map(header_at)?;
+        let mut placements = vec![Placement::NONE; usize::from(header.k) + usize::from(header.m)];
+        for found in shards {
+            let place = placements.get_mut(usize::from(found.index))?;
+            *place = Placement { device: found.device, block: found.block };
+        }
+        let mut row = header.row(placements).ok()?;
+        for index in 0..row.placements.len() {
+            let placed = row.placements.get(index).is_some_and(|place| *place != Placement::NONE);
+            if placed && self.holds(id, &row, index) != Some(true) {
+                row.placements[index] = Placement::NONE;
+                row.state = StripeState::Degraded;
+            }
+        }
+        let whole = row.placements.iter().filter(|place| **place != Placement::NONE).count();
+        (whole >= usize::from(row.k)).then_some(row)
     }
 
     /// The shards of a stripe, on devices that are here, in front of which there is no header of theirs. `None`: there is no

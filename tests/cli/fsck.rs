@@ -267,7 +267,7 @@ fn damaged_rows_are_repaired_while_nobody_uses_the_pool() {
     };
     let before = images(&bench, 6);
     let (ids, code, _) = found(&bench, &[]);
-    for id in ["counter-wrong", "id-beyond-counter", "inode-unreachable", "block-unmarked", "block-leaked"] {
+    for id in ["counter-wrong", "id-beyond-counter", "inode-unreachable", "block-leaked", "shard-corrupt"] {
         assert!(ids.iter().any(|other| other == id), "{id}: {ids:?}");
     }
     assert_eq!(code, Some(4));
@@ -298,4 +298,30 @@ fn damaged_rows_are_repaired_while_nobody_uses_the_pool() {
     bench.ok(&["umount", &bench.mnt()]);
     assert_eq!(found(&bench, &["--repair"]).1, Some(1));
     assert_eq!(found(&bench, &[]).1, Some(0));
+}
+
+#[test]
+fn a_stripe_without_a_row_is_found_by_the_headers_of_its_shards() {
+    if !can_mount("a_stripe_without_a_row_is_found_by_the_headers_of_its_shards") {
+        return;
+    }
+    let (bench, content) = prepared("fsck-stripe", 6);
+    let (id, row) = stripe(&bench);
+    let damaged = opened(&bench, false);
+    let damage = |tx: &mut argosfs::meta::Tx<'_>| {
+        tx.delete::<argosfs::format::table::StripeLive>(&id)?;
+        tx.delete::<Stripes>(&id)
+    };
+    damaged.store.meta().transact(damage).expect("commits");
+    damaged.store.meta().checkpoint().expect("checkpoints");
+    drop(damaged);
+    // Two of its shards are bad besides.
+    overwrite(&bench, row.placements[0].device.0.into(), row.placements[0].block.0, 1);
+    overwrite(&bench, row.placements[1].device.0.into(), row.placements[1].block.0 + 1, 1);
+    let (ids, code, _) = found(&bench, &[]);
+    assert!(ids.contains(&"extent-stripe-missing".to_owned()) && code == Some(4), "{ids:?}");
+    let (ids, code, answer) = found(&bench, &["--repair"]);
+    assert_eq!((ids, code), (Vec::new(), Some(1)), "{answer:#}");
+    assert_eq!(found(&bench, &[]).1, Some(0));
+    assert_content(&bench, &content, "dir/file");
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Holds;
+use super::Devices;
 use super::names::make_inode;
 use crate::base::file::FileType;
 use crate::base::{Ino, Result, StripeId, TxnId};
@@ -19,6 +19,16 @@ use crate::store::extents::{part, union_of_backrefs};
 
 /// Rows moved or removed by one transaction.
 const STEP: usize = 10_000;
+
+/// Puts back the row of a stripe that was found on the devices.
+pub fn restore_stripe(tx: &mut Tx<'_>, stripe: StripeId, row: Option<&StripeRow>) -> Result<bool> {
+    let Some(row) = row else { return Ok(false) };
+    if scan::find::<Stripes>(tx, &stripe)?.is_some() {
+        return Ok(false);
+    }
+    tx.put::<Stripes>(&stripe, row)?;
+    Ok(true)
+}
 
 /// Puts back an extent whose row cannot be read: its back reference says which bytes of which stripe it showed. Without one the
 /// row goes.
@@ -127,15 +137,15 @@ pub fn payload(tx: &mut Tx<'_>, stripe: StripeId, bytes: u32) -> Result<bool> {
 }
 
 /// Gives a shard up, unless it is good and the stripe could not be read without it. It is rebuilt later.
-pub fn give_up(tx: &mut Tx<'_>, stripe: StripeId, index: usize, holds: &Holds<'_>) -> Result<bool> {
+pub fn give_up(tx: &mut Tx<'_>, stripe: StripeId, index: usize, devices: &dyn Devices) -> Result<bool> {
     let Some(mut row) = tx.get::<Stripes>(&stripe)? else { return Ok(false) };
     let placed = |row: &StripeRow, at: usize| row.placements.get(at).is_some_and(|place| *place != Placement::NONE);
     if !placed(&row, index) {
         return Ok(false);
     }
     let others = (0..row.placements.len()).filter(|at| *at != index && placed(&row, *at));
-    let enough = others.filter(|at| holds(stripe, &row, *at) != Some(false)).count() >= usize::from(row.k);
-    if holds(stripe, &row, index) != Some(false) && !enough {
+    let enough = others.filter(|at| devices.holds(stripe, &row, *at) != Some(false)).count() >= usize::from(row.k);
+    if devices.holds(stripe, &row, index) != Some(false) && !enough {
         return Ok(false);
     }
     row.placements[index] = Placement::NONE;
@@ -146,12 +156,12 @@ pub fn give_up(tx: &mut Tx<'_>, stripe: StripeId, index: usize, holds: &Holds<'_
 }
 
 /// Settles which of several stripes has the blocks of this one's shard.
-pub fn dispute(tx: &mut Tx<'_>, stripe: StripeId, index: usize, holds: &Holds<'_>) -> Result<bool> {
+pub fn dispute(tx: &mut Tx<'_>, stripe: StripeId, index: usize, devices: &dyn Devices) -> Result<bool> {
     let Some(row) = tx.get::<Stripes>(&stripe)? else { return Ok(false) };
     let Some(mine) = row.placements.get(index).filter(|place| **place != Placement::NONE) else { return Ok(false) };
-    match holds(stripe, &row, index) {
+    match devices.holds(stripe, &row, index) {
         None => return Ok(false),
-        Some(false) => return give_up(tx, stripe, index, holds),
+        Some(false) => return give_up(tx, stripe, index, devices),
         Some(true) => {}
     }
     let reach = |place: &Placement, row: &StripeRow| place.block.0 + 1 + u64::from(row.shard_blocks);
@@ -167,7 +177,7 @@ pub fn dispute(tx: &mut Tx<'_>, stripe: StripeId, index: usize, holds: &Holds<'_
     })?;
     let mut any = false;
     for (id, at) in others {
-        any |= give_up(tx, id, at, holds)?;
+        any |= give_up(tx, id, at, devices)?;
     }
     Ok(any)
 }

@@ -9,6 +9,8 @@
 mod content;
 mod names;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::fsck::{self, Checked, Context, Progress};
 use super::issue::{Findings, Issue};
 use super::paths::paths;
@@ -17,12 +19,38 @@ use crate::base::{Result, StripeId};
 use crate::format::rows::{
     ConfigKey, Counter, FLAG_XATTRS, GROUP_PART_BLOCKS, GroupKey, InodeRow, JournalOp, StripeRow,
 };
-use crate::format::table::{Config, Devices, Groups, HistoryByDeath, Inodes, Intents, Orphans};
+use crate::format::table::{self, Config, Groups, HistoryByDeath, Inodes, Intents, Orphans};
 use crate::meta::names::NAME_KEY;
 use crate::meta::{Meta, Reader, Tx, journal};
 
-/// Whether a shard is where the row says; `None` when nobody can tell.
-pub type Holds<'h> = dyn Fn(StripeId, &StripeRow, usize) -> Option<bool> + 'h;
+/// What a repair asks about the devices.
+pub trait Devices {
+    /// Whether a shard is where the row says; `None` when nobody can tell.
+    fn holds(&self, stripe: StripeId, row: &StripeRow, index: usize) -> Option<bool>;
+
+    /// Rows for stripes that have none, from the headers of their shards; only those that can be read.
+    fn find(&self, stripes: &BTreeSet<StripeId>) -> Result<BTreeMap<StripeId, StripeRow>>;
+}
+
+/// A pool whose devices cannot be asked.
+impl Devices for () {
+    fn holds(&self, _: StripeId, _: &StripeRow, _: usize) -> Option<bool> {
+        None
+    }
+
+    fn find(&self, _: &BTreeSet<StripeId>) -> Result<BTreeMap<StripeId, StripeRow>> {
+        Ok(BTreeMap::new())
+    }
+}
+
+/// What actions need besides the rows.
+struct Means<'m> {
+    devices: &'m dyn Devices,
+    /// The new key of the names.
+    key: [u8; 32],
+    /// Stripes that were found again.
+    found: BTreeMap<StripeId, StripeRow>,
+}
 
 /// What a round of repairs did.
 #[derive(Clone, Default, Debug)]
@@ -55,18 +83,24 @@ pub fn plan(meta: &Meta, context: &Context, progress: &mut dyn FnMut(Progress)) 
 pub fn round(
     meta: &Meta,
     context: &Context,
-    holds: &Holds<'_>,
+    devices: &dyn Devices,
     key: [u8; 32],
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Round> {
     let mut round = plan(meta, context, progress)?;
+    let missing: BTreeSet<StripeId> = round.plan.actions().filter_map(|action| action.fix.missing_stripe()).collect();
+    if !missing.is_empty() {
+        progress(Progress::of("looking for lost stripes", 0));
+    }
+    let found = if missing.is_empty() { BTreeMap::new() } else { devices.find(&missing)? };
+    let means = Means { devices, key, found };
     for (stage, mut actions) in round.plan.clone().into_stages() {
         // No record fits a journal that is broken.
         actions.sort_by_key(|action| action.fix != Fix::Relink);
         let total = actions.len() as u64;
         for (done, action) in (0..).zip(actions) {
             progress(Progress { done, total, ..Progress::of("repairing", 0) });
-            if carry_out(meta, stage, &action, holds, key)? {
+            if carry_out(meta, stage, &action, &means)? {
                 round.done.push(action);
             }
         }
@@ -77,7 +111,7 @@ pub fn round(
     Ok(round)
 }
 
-fn carry_out(meta: &Meta, stage: Stage, action: &Action, holds: &Holds<'_>, key: [u8; 32]) -> Result<bool> {
+fn carry_out(meta: &Meta, stage: Stage, action: &Action, means: &Means<'_>) -> Result<bool> {
     debug_assert_eq!(stage, action.fix.stage());
     let mut what = format!("{}: {}", action.what, action.will);
     let record =
@@ -92,7 +126,7 @@ fn carry_out(meta: &Meta, stage: Stage, action: &Action, holds: &Holds<'_>, key:
         return Ok(true);
     }
     let (changed, _) = meta.transact(|tx| {
-        let changed = apply(tx, &action.fix, holds, key)?;
+        let changed = apply(tx, &action.fix, means)?;
         if changed {
             // Whoever opens a mended pool looks at what is settled.
             tx.commit_at_once();
@@ -103,13 +137,15 @@ fn carry_out(meta: &Meta, stage: Stage, action: &Action, holds: &Holds<'_>, key:
     Ok(changed)
 }
 
-fn apply(tx: &mut Tx<'_>, fix: &Fix, holds: &Holds<'_>, names_key: [u8; 32]) -> Result<bool> {
+fn apply(tx: &mut Tx<'_>, fix: &Fix, means: &Means<'_>) -> Result<bool> {
+    let devices = means.devices;
     match fix {
         Fix::DropRow { table, key } => tx.delete_raw(*table, key),
+        Fix::FindStripe { stripe } => content::restore_stripe(tx, *stripe, means.found.get(stripe)),
         Fix::RestoreExtent { key } => content::restore_extent(tx, key),
         Fix::Relink => Ok(false),
         Fix::NamesKey => {
-            tx.put::<Config>(&ConfigKey { name: NAME_KEY.to_vec() }, &names_key.to_vec())?;
+            tx.put::<Config>(&ConfigKey { name: NAME_KEY.to_vec() }, &means.key.to_vec())?;
             Ok(true)
         }
         Fix::Counter { counter, least } => {
@@ -125,9 +161,9 @@ fn apply(tx: &mut Tx<'_>, fix: &Fix, holds: &Holds<'_>, names_key: [u8; 32]) -> 
         }
         Fix::Bitmap { key, bits } => bitmap(tx, key, bits),
         Fix::UsedBlocks { device, blocks } => {
-            let Some(mut row) = tx.get::<Devices>(device)? else { return Ok(false) };
+            let Some(mut row) = tx.get::<table::Devices>(device)? else { return Ok(false) };
             let changed = std::mem::replace(&mut row.used_blocks, *blocks) != *blocks;
-            tx.put::<Devices>(device, &row)?;
+            tx.put::<table::Devices>(device, &row)?;
             Ok(changed)
         }
 
@@ -154,19 +190,19 @@ fn apply(tx: &mut Tx<'_>, fix: &Fix, holds: &Holds<'_>, names_key: [u8; 32]) -> 
 
         Fix::SplitContent { ino } => content::split(tx, *ino),
         Fix::Cut { key, hole } => content::cut(tx, key, hole),
-        Fix::DropExtent { key } => tx.delete::<crate::format::table::Extents>(key),
+        Fix::DropExtent { key } => tx.delete::<table::Extents>(key),
         Fix::DropIntent { id } => tx.delete::<Intents>(id),
         Fix::Payload { stripe, bytes } => content::payload(tx, *stripe, *bytes),
-        Fix::GiveUp { stripe, index } => content::give_up(tx, *stripe, *index, holds),
-        Fix::Dispute { stripe, index } => content::dispute(tx, *stripe, *index, holds),
+        Fix::GiveUp { stripe, index } => content::give_up(tx, *stripe, *index, devices),
+        Fix::Dispute { stripe, index } => content::dispute(tx, *stripe, *index, devices),
         Fix::Degrade { stripe } => content::degrade(tx, *stripe),
         Fix::Rebuild { stripe } => content::plan_rebuild(tx, *stripe),
         Fix::Backref { key, row } => content::backref(tx, key, row),
-        Fix::DropBackref { key } => tx.delete::<crate::format::table::Backrefs>(key),
+        Fix::DropBackref { key } => tx.delete::<table::Backrefs>(key),
         Fix::DropBackrefs { stripe } => content::drop_backrefs(tx, *stripe),
         Fix::FreeStripe { stripe } => content::free(tx, *stripe),
         Fix::Live { stripe } => content::live(tx, *stripe),
-        Fix::DropLive { stripe } => tx.delete::<crate::format::table::StripeLive>(stripe),
+        Fix::DropLive { stripe } => tx.delete::<table::StripeLive>(stripe),
 
         Fix::Index { key } => {
             tx.put::<HistoryByDeath>(key, &())?;

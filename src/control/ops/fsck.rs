@@ -6,7 +6,7 @@
 //!   on with what was true before. On a mounted one only what lies on the devices is mended.
 //! - What is reported as corrected was checked again afterwards.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -108,6 +108,19 @@ pub fn fsck_unmounted(
     Ok((tell(&service, &after, Some(&work), mode)?, notes))
 }
 
+/// The devices below a store.
+struct OnDevices<'s>(&'s Store);
+
+impl repair::Devices for OnDevices<'_> {
+    fn holds(&self, stripe: StripeId, row: &StripeRow, index: usize) -> Option<bool> {
+        self.0.holds(stripe, row, index)
+    }
+
+    fn find(&self, stripes: &BTreeSet<StripeId>) -> Result<BTreeMap<StripeId, StripeRow>> {
+        self.0.find_rows(stripes)
+    }
+}
+
 fn open(located: &Located, options: &OpenOptions, untrusted: bool) -> Result<(PoolService, Vec<String>)> {
     let (pool, notes) = open_pool(located, options)?;
     let (clock, salt) = (options.clock.clone(), SystemEntropy.next_u64());
@@ -132,10 +145,10 @@ fn repair_rows(
         let context = context(&service);
         let mut key = [0; 32];
         SystemEntropy.fill(&mut key);
-        let holds = |id: StripeId, row: &StripeRow, index: usize| service.store.holds(id, row, index);
+        let devices = OnDevices(&service.store);
         let mut told = Ok(());
         let round =
-            repair::round(service.store.meta(), &context, &holds, key, &mut |now| pass(&now, reply, &mut told))?;
+            repair::round(service.store.meta(), &context, &devices, key, &mut |now| pass(&now, reply, &mut told))?;
         told?;
         service.store.meta().checkpoint()?;
         // A round that does only what was done before goes round in circles.
