@@ -119,18 +119,22 @@ impl Store {
     }
 
     /// Writes the headers of a stripe that are wrong anew, from those of its other shards or from the rows. Returns how many.
-    pub fn mend_headers(&self, id: StripeId) -> Result<u64> {
+    pub fn mend_headers(&self, id: StripeId) -> Result<u32> {
         let Some(devices) = self.devices.clone() else { return Ok(0) };
         let _held = self.repairs.hold(id);
+        self.mend_headers_held(&devices, id)
+    }
+
+    pub(super) fn mend_headers_held(&self, devices: &Devices, id: StripeId) -> Result<u32> {
         let Some((row, wrong)) = self.wrong_headers(id)? else { return Ok(0) };
         let wrong: Vec<usize> =
             wrong.into_iter().filter(|at| stripe_io::read_shard(&*devices.membership, &row, *at).is_some()).collect();
         if wrong.is_empty() {
             return Ok(0);
         }
-        let header = match self.surviving_header(&devices, id, &row, &wrong) {
+        let header = match self.surviving_header(devices, id, &row, &wrong) {
             Some(header) => header,
-            None => self.header_of_rows(&devices, id, &row)?,
+            None => self.header_of_rows(devices, id, &row)?,
         };
         let mut mended = 0;
         for index in wrong {

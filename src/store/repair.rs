@@ -120,7 +120,10 @@ impl Store {
     pub fn repair(&self, id: StripeId) -> Result<Repaired> {
         let Some(devices) = self.devices.clone() else { return Ok(Repaired::default()) };
         let _held = self.repairs.hold(id);
-        self.repair_held(&devices, id)
+        let mut repaired = self.repair_held(&devices, id)?;
+        // Recovery reads nothing else.
+        repaired.rewritten += self.mend_headers_held(&devices, id)?;
+        Ok(repaired)
     }
 
     fn repair_held(&self, devices: &Devices, id: StripeId) -> Result<Repaired> {

@@ -164,6 +164,12 @@ fn damage_on_the_devices_is_found_planned_and_repaired() {
         assert_eq!((ids, code), (Vec::new(), Some(1)), "{id}: {answer}");
         assert_eq!(found(&bench, &[]).1, Some(0), "{id}");
     }
+    // A scrub leaves nothing for it to find.
+    for (id, damage) in DAMAGES {
+        damage(&bench);
+        bench.ok(&["scrub", &bench.image(0)]);
+        assert_eq!(found(&bench, &[]).0, [""; 0], "{id}, scrubbed");
+    }
     assert_content(&bench, &content, "dir/file");
 }
 

@@ -181,7 +181,7 @@ fn mend_devices(service: &PoolService, data: bool, reply: &mut dyn Reply, work: 
     let mut headers = 0;
     if data {
         each_stripe(store, &mut |id, done| {
-            headers += store.mend_headers(id)?;
+            headers += u64::from(store.mend_headers(id)?);
             ticket.advance(done, 0, reply)
         })?;
     }
