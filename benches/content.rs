@@ -50,7 +50,8 @@ fn make(dir: &Path) -> Fs {
     let member = |at| file::open(&dir.join(format!("member{at}")), &open).expect("an image file");
     let devices: Vec<_> = (0..WIDTH).map(member).collect();
     let geometry = DefaultGeometry { k: 4, m: 2, shard_blocks: 128 };
-    let options = FormatOptions { name: "bench".into(), geometry, force: false, created: 0 };
+    let options =
+        FormatOptions { name: "bench".into(), geometry, force: false, created: 0, features: Default::default() };
     let (engine, notes) = select(EngineChoice::Auto);
     notes.iter().for_each(|note| println!("note: {note}"));
     let pool = Pool::format(&devices, &options, engine, Box::new(Prng::new(1))).expect("a pool");

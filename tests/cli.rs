@@ -11,6 +11,8 @@ use serde_json::Value;
 mod damage;
 #[path = "cli/fsck.rs"]
 mod fsck;
+#[path = "cli/inject.rs"]
+mod inject;
 #[path = "cli/recover.rs"]
 mod recover;
 

@@ -11,14 +11,16 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::archive::read_archive;
+use super::fsck::Context;
 use super::paths::paths;
-use crate::base::{Clock, Error, Ino, Result, StripeId, TxnId, Uuid};
+use super::repair;
+use crate::base::{Clock, Entropy, Error, Ino, Prng, Result, StripeId, TxnId, Uuid};
 use crate::format::archive::{Head, Item};
 use crate::format::label::Archive;
 use crate::format::record::{Key, Row};
 use crate::format::rows::{BackrefKey, Counter, JournalOp};
 use crate::format::table::{Backrefs, Counters, Groups, Stripes, Table};
-use crate::meta::{Reader, View, Visit};
+use crate::meta::{Meta, Reader, View, Visit};
 use crate::pool::Pool;
 use crate::store::PoolMembership;
 use crate::store::archive::is_archived;
@@ -47,8 +49,8 @@ pub struct Recovered {
     pub newer_stripes: u64,
     /// What is newer than the archive, and uncertain: what was cut off or removed since may be back.
     pub newer: Vec<Affected>,
-    /// Files among them that the archive does not know: they have no names yet.
-    pub nameless: Vec<u64>,
+    /// Files among them that the archive does not know: they are in lost+found.
+    pub nameless: u64,
     /// Content that too few shards are left of, on the devices that are here.
     pub lost: Vec<Affected>,
     /// Blocks that could not be read while newer shards were looked for.
@@ -89,9 +91,29 @@ pub fn recover(pool: &Arc<Pool>, clock: Arc<dyn Clock>, salt: u64, watch: &mut W
     let newer = recovery.settle_newer(&newer, basis.head.txn)?;
     let operation = JournalOp::Recover { archive: basis.head.txn.0, stripes: newer.stripes };
     recovery.meta().transact(|tx| tx.journal(0, operation))?;
+    if !newer.made.is_empty() {
+        go_on("naming what has no name", 0, 0)?;
+        name_all(recovery.meta(), salt)?;
+    }
     let recovered = recovery.meta().view(|view| basis.report(view, rows, &older, &newer, search.unreadable))?;
     recovery.finish()?;
     Ok(recovered)
+}
+
+/// Rounds of repairs at most; naming takes a few.
+const ROUNDS: usize = 20;
+
+/// Gives inodes without a name one in lost+found, as `fsck --repair` does.
+fn name_all(meta: &Meta, salt: u64) -> Result<()> {
+    let mut key = [0; 32];
+    Prng::new(salt).fill(&mut key);
+    for _ in 0..ROUNDS {
+        let round = repair::round(meta, &Context::default(), &(), key, &mut |_| {})?;
+        if round.done.is_empty() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// The archive that a recovery begins with.
@@ -220,7 +242,7 @@ impl Basis {
             shards_gone: older.shards_gone,
             newer_stripes: newer.stripes,
             newer: affected(&newer.files),
-            nameless: newer.made.iter().map(|ino| ino.0).collect(),
+            nameless: newer.made.len() as u64,
             lost: affected(&lost),
             unreadable_blocks,
         })

@@ -15,7 +15,7 @@ use super::mount::{Ready, Saying};
 use super::options::Options;
 use super::output::{Output, print};
 use crate::base::file::AccessTime;
-use crate::base::{Error, Result, SystemClock};
+use crate::base::{Error, Result};
 use crate::control::archive;
 use crate::control::locate::{self, Located, Spec};
 use crate::control::open::{self, OpenOptions, Opened};
@@ -109,8 +109,7 @@ fn prepare(pool: &Path, mountpoint: &Path, options: &Options, voice: Voice) -> R
     }
     protect_process();
     memory::keep_together();
-    let open_options =
-        OpenOptions { read_only: options.read_only, engine: options.engine, clock: Arc::new(SystemClock) };
+    let open_options = OpenOptions::new(options.read_only, options.engine);
     let Opened { pool, store, notes } = open::open(&located, &open_options)?;
     notes.into_iter().for_each(|note| voice.say(&Saying::Note(note)));
     store.set_cache_limit(options.cache.0 as usize);

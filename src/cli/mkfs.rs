@@ -11,7 +11,7 @@ use crate::control::open::absolute;
 use crate::control::protocol::Outcome;
 use crate::device::file::{self, PathKind};
 use crate::device::{Device, engine};
-use crate::format::label::DefaultGeometry;
+use crate::format::label::{DEBUG_FAULTS, DefaultGeometry, Features};
 use crate::fs::{Fs, RootOwner};
 use crate::pool::{FormatOptions, Pool};
 use crate::store::Store;
@@ -36,6 +36,9 @@ pub struct Arguments {
     /// Allow a pool that loses data with the first device it loses.
     #[arg(long, conflicts_with_all = ["k", "m"])]
     no_redundancy: bool,
+    /// Let `argosfs debug inject` make the devices fail; slower.
+    #[arg(long, hide = true)]
+    debug_faults: bool,
     /// Block devices, image files, or directories.
     #[arg(required = true)]
     paths: Vec<PathBuf>,
@@ -63,6 +66,7 @@ pub fn run(arguments: &Arguments, output: Output) -> Result<u8> {
         geometry: DefaultGeometry { k, m, shard_blocks: shard_blocks(smallest) },
         force: arguments.force,
         created: SystemClock.now().seconds,
+        features: Features { compat: if arguments.debug_faults { DEBUG_FAULTS } else { 0 }, ..Features::default() },
     };
     let pool = Arc::new(Pool::format(&devices, &format, engine, Box::new(SystemEntropy))?);
     pool.take_notes().iter().for_each(|note| output.note(note));

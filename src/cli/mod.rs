@@ -3,6 +3,7 @@
 
 mod daemon;
 mod damage;
+mod debug;
 mod demo;
 mod device;
 mod exit;
@@ -72,6 +73,9 @@ enum Command {
     ExportMeta(export_meta::Arguments),
     /// Make the metadata again from its newest archive and the shards that are newer, when every copy of it is gone.
     Recover(recover::Arguments),
+    /// Rehearse failures.
+    #[command(hide = true)]
+    Debug(debug::Arguments),
     /// Show it all in a directory: make, mount, lose devices, rebuild, check.
     Demo(demo::Arguments),
 }
@@ -92,6 +96,7 @@ impl Command {
             Command::Fsck(arguments) => fsck::run(arguments, output),
             Command::ExportMeta(arguments) => export_meta::run(arguments, output),
             Command::Recover(arguments) => recover::run(arguments, output),
+            Command::Debug(arguments) => debug::run(arguments, output),
             Command::Demo(arguments) => demo::run(arguments, output),
         }
     }
@@ -170,6 +175,8 @@ mod tests {
             "argosfs fsck --data tank",
             "argosfs export-meta tank -o out.json",
             "argosfs recover tank --search /images --force --no-scrub",
+            "argosfs debug inject tank --device 3 --fault delay=200 --on write --range 1M+4K --one-in 10 --count 5",
+            "argosfs debug inject --list",
             "argosfs demo /tmp/x --keep",
         ] {
             Arguments::try_parse_from(line.split(' ')).unwrap_or_else(|error| panic!("{line}: {error}"));

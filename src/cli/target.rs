@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::output::Output;
-use crate::base::{Error, Result, SystemClock, Uuid};
+use crate::base::{Error, Result, Uuid};
 use crate::control::locate::{self, Located, Spec};
 use crate::control::open::{self, OpenOptions};
 use crate::control::protocol::{Outcome, Request};
@@ -130,7 +130,7 @@ fn matching<'c>(clients: &'c [Client], spec: &Spec, text: &Path) -> Result<Optio
 
 /// How commands open pools that are not mounted.
 pub fn open_options(read_only: bool) -> OpenOptions {
-    OpenOptions { read_only, engine: EngineChoice::Auto, clock: Arc::new(SystemClock) }
+    OpenOptions::new(read_only, EngineChoice::Auto)
 }
 
 /// Performs an operation where the pool is. A pool opened for it is closed again before this returns.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Result, Uuid};
 use crate::device::file::DIRECTORY_FILE;
-use crate::format::label::{LABEL_MAGIC, LABEL_SLOT, Label, LabelFault, MemberState, label_offsets};
+use crate::format::label::{DEBUG_FAULTS, LABEL_MAGIC, LABEL_SLOT, Label, LabelFault, MemberState, label_offsets};
 
 /// What a user calls a pool by.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -60,6 +60,8 @@ pub struct Located {
     pub absent: Vec<String>,
     /// Where the newest label last saw its members.
     pub hints: Vec<String>,
+    /// Made with faults on demand.
+    pub debug_faults: bool,
 }
 
 /// Finds the members of the pool meant by `spec`. `search` lists directories to look into besides the usual places.
@@ -247,8 +249,10 @@ impl Seen {
         let newest = of_pool.iter().max_by_key(|found| found.label.pool.sequence);
         let mut paths: Vec<PathBuf> = of_pool.iter().map(|found| found.path.clone()).collect();
         paths.sort();
-        let mut located = Located { uuid, name: String::new(), paths, absent: Vec::new(), hints: Vec::new() };
+        let (name, absent, hints) = (String::new(), Vec::new(), Vec::new());
+        let mut located = Located { uuid, name, paths, absent, hints, debug_faults: false };
         let Some(newest) = newest else { return located };
+        located.debug_faults = newest.label.pool.features.compat & DEBUG_FAULTS != 0;
         located.name = newest.label.pool.name.clone();
         for member in &newest.label.pool.members {
             if member.state == MemberState::Removed {

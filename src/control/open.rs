@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::locate::Located;
-use crate::base::{Clock, Entropy, Error, Result, SystemEntropy};
+use crate::base::{Clock, Entropy, Error, Result, SystemClock, SystemEntropy};
 use crate::device::engine::{self, EngineChoice};
+use crate::device::inject::{Board, Injected};
 use crate::device::{Device, file};
 use crate::pool::Pool;
 use crate::store::Store;
@@ -17,6 +18,16 @@ pub struct OpenOptions {
     pub read_only: bool,
     pub engine: EngineChoice,
     pub clock: Arc<dyn Clock>,
+    /// What devices suffer, in pools that were made for it.
+    pub faults: Arc<Board>,
+}
+
+impl OpenOptions {
+    /// By the clock of the system.
+    pub fn new(read_only: bool, engine: EngineChoice) -> OpenOptions {
+        let faults = Arc::new(Board::new(SystemEntropy.next_u64()));
+        OpenOptions { read_only, engine, clock: Arc::new(SystemClock), faults }
+    }
 }
 
 /// An open pool, and what the user should know about how it was opened.
@@ -37,6 +48,9 @@ pub fn open(located: &Located, options: &OpenOptions) -> Result<Opened> {
 /// missing, unless somebody else has it.
 pub fn open_pool(located: &Located, options: &OpenOptions) -> Result<(Arc<Pool>, Vec<String>)> {
     let (engine, mut notes) = engine::select(options.engine);
+    if located.debug_faults {
+        options.faults.enable();
+    }
     let mut devices = Vec::new();
     for path in &located.paths {
         match open_device(path, options) {
@@ -57,7 +71,7 @@ pub fn open_pool(located: &Located, options: &OpenOptions) -> Result<(Arc<Pool>,
 
 /// Opens one device as a member.
 pub fn open_device(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Device>> {
-    file::open(
+    let device = file::open(
         path,
         &file::OpenOptions {
             read_only: options.read_only,
@@ -65,7 +79,11 @@ pub fn open_device(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Device>
             clock: Arc::clone(&options.clock),
             ..file::OpenOptions::default()
         },
-    )
+    )?;
+    if !options.faults.is_enabled() {
+        return Ok(device);
+    }
+    Ok(Arc::new(Injected::new(device, Arc::clone(&options.faults), Arc::clone(&options.clock))))
 }
 
 /// An absolute path for a device that may have to be found again from elsewhere.

@@ -38,6 +38,8 @@ pub enum Request {
     Fsck { data: bool, repair: bool },
     /// Streams the whole metadata; `archived`: as it is in the newest archive.
     ExportMeta { archived: bool },
+    /// Makes devices fail, in pools that were made for it.
+    Inject { action: InjectAction },
     /// Unmounts and ends the daemon; answered when everything is durable.
     Unmount { lazy: bool },
 }
@@ -67,6 +69,33 @@ pub enum DamageAction {
     Accept { path: String },
     /// The file is removed.
     Delete { path: String },
+}
+
+/// What is to become of the faults on demand.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InjectAction {
+    List,
+    Clear,
+    /// `harm`: `error`, `corrupt`, or milliseconds of delay; `on`: `read`, `write`, `flush` or `any`.
+    Add {
+        device: String,
+        harm: Harm,
+        on: Option<String>,
+        start: u64,
+        length: u64,
+        one_in: u64,
+        count: Option<u64>,
+    },
+}
+
+/// What a request suffers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Harm {
+    Error,
+    Corrupt,
+    DelayMs(u64),
 }
 
 impl Request {

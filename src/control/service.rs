@@ -96,6 +96,7 @@ impl Service for PoolService {
                 outcome(0, &serde_json::json!({ "durable": durable }), String::new())
             }
             Request::Scrub { action, limit } => ops::scrub(self, *action, *limit, reply),
+            Request::Inject { action } => ops::inject(self, action),
             Request::Damage { action } => ops::damage(self, action),
             Request::Rebuild => ops::rebuild(self, reply),
             Request::Trim => ops::trim(self, reply),

@@ -10,6 +10,7 @@ pub mod buffer;
 pub mod engine;
 pub mod file;
 pub mod in_flight;
+pub mod inject;
 pub mod sim;
 
 mod bounds;

@@ -33,6 +33,8 @@ pub const DATA_START: u64 = 256;
 /// Blocks of an allocation group on all but tiny devices (128 MiB).
 pub const GROUP_BLOCKS: u32 = 32_768;
 
+/// `compat` bit of pools whose devices can be made to fail, for rehearsals.
+pub const DEBUG_FAULTS: u64 = 1;
 /// `incompat` bits this build reads.
 const KNOWN_INCOMPAT: u64 = 0;
 /// `ro_compat` bits this build may write beside.

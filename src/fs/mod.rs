@@ -9,7 +9,6 @@
 //! - Permission to reach an inode was checked by the caller; what only the filesystem can decide is decided here.
 
 mod acl;
-mod adopt;
 mod attr;
 pub mod background;
 mod change;

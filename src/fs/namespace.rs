@@ -264,7 +264,7 @@ fn check_new_name(name: &[u8]) -> Result<()> {
 }
 
 /// Puts a name into a directory and counts it.
-pub(super) fn add_name(
+fn add_name(
     change: &mut Change<'_, '_>,
     directory: Slot,
     cookie: u64,

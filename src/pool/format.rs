@@ -21,6 +21,7 @@ pub struct FormatOptions {
     pub force: bool,
     /// Seconds since 1970.
     pub created: i64,
+    pub features: Features,
 }
 
 /// Most devices of a pool.
@@ -66,7 +67,7 @@ impl Pool {
             })
             .collect();
         let label = PoolLabel {
-            features: Features::default(),
+            features: options.features,
             uuid,
             name: options.name.clone(),
             sequence: 0,

@@ -17,7 +17,13 @@ fn engine() -> Arc<dyn Engine> {
 
 fn options(k: u8, m: u8) -> FormatOptions {
     let geometry = DefaultGeometry { k, m, shard_blocks: 16 };
-    FormatOptions { name: "tank".to_owned(), geometry, force: false, created: 1_700_000_000 }
+    FormatOptions {
+        name: "tank".to_owned(),
+        geometry,
+        force: false,
+        created: 1_700_000_000,
+        features: Default::default(),
+    }
 }
 
 fn format(world: &SimWorld, k: u8, m: u8) -> Pool {

@@ -225,8 +225,17 @@ impl Mend {
     fn shards(self, media: &dyn Media, id: StripeId, row: &StripeRow) -> Vec<(usize, Fault)> {
         let device = match self {
             Mend::Bad => {
-                let bad = stripe_io::verify_stripe(media, id, row);
-                return bad.iter().map(|shard| (usize::from(shard.index), shard.fault)).collect();
+                let mut bad: Vec<(usize, Fault)> = stripe_io::verify_stripe(media, id, row)
+                    .iter()
+                    .map(|shard| (usize::from(shard.index), shard.fault))
+                    .collect();
+                // Without a header an archive is not found.
+                for index in 0..row.placements.len() {
+                    if !bad.iter().any(|(known, _)| *known == index) && header_of(media, id, row, index).is_none() {
+                        bad.push((index, Fault::Checksum));
+                    }
+                }
+                return bad;
             }
             Mend::Unwritten => Placement::NONE.device,
             Mend::On(device) => device,
@@ -234,6 +243,14 @@ impl Mend {
         let there = row.placements.iter().enumerate().filter(|(_, place)| place.device == device);
         there.map(|(index, _)| (index, Fault::Missing)).collect()
     }
+}
+
+/// The header in front of a shard, if it is its own.
+fn header_of(media: &dyn Media, id: StripeId, row: &StripeRow, index: usize) -> Option<ShardHeader> {
+    let place = row.placements.get(index)?;
+    let mut block = AlignedBuf::scratch(BLOCK_SIZE as usize);
+    media.device(place.device)?.read_at(place.block.byte_offset(), &mut block).ok()?;
+    ShardHeader::decode(&block).ok().filter(|header| header.belongs_to(id, row, index as u8))
 }
 
 fn read_stripes(
@@ -537,22 +554,18 @@ impl Store {
         let id = StripeId(stripe.stripe);
         let (row, header) = row_of(media, pool.uuid(), stripe)?;
         let shards = which.shards(media, id, &row);
-        // What is to be moved may be good, and needed for want of others.
-        let good = match (which, shards.as_slice()) {
-            (Mend::On(_), [(index, _)]) => stripe_io::read_shard(media, &row, *index),
-            _ => None,
-        };
-        let payloads = match good {
-            Some(good) => vec![good],
-            None if shards.is_empty() => Vec::new(),
-            None => {
-                let wanted: Vec<usize> = shards.iter().map(|(index, _)| *index).collect();
-                stripe_io::rebuild_shards(media, id, &row, &wanted)?
-            }
-        };
+        // What is to be moved, or only lacks its header, is good, and needed for want of others.
+        let mut payloads: Vec<_> = shards.iter().map(|(index, _)| stripe_io::read_shard(media, &row, *index)).collect();
+        let lacking = |payload: &&mut Option<AlignedBuf>| payload.is_none();
+        let wanted = shards.iter().zip(&payloads).filter(|(_, payload)| payload.is_none());
+        let wanted: Vec<usize> = wanted.map(|((index, _), _)| *index).collect();
+        if !wanted.is_empty() {
+            let rebuilt = stripe_io::rebuild_shards(media, id, &row, &wanted)?;
+            payloads.iter_mut().filter(lacking).zip(rebuilt).for_each(|(payload, rebuilt)| *payload = Some(rebuilt));
+        }
         let here = |place: &Placement| media.device(place.device).is_some();
         let mut repaired = Repaired::default();
-        for ((index, fault), payload) in shards.into_iter().zip(&payloads) {
+        for ((index, fault), payload) in shards.into_iter().zip(payloads.iter().flatten()) {
             let place = row.placements[index];
             let index = index as u8;
             let stays = fault != Fault::Missing;

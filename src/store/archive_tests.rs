@@ -244,3 +244,50 @@ fn stripes_of_unfinished_commits_count_as_newer() {
     // Numbers that were reserved and not used are passed over, and none comes twice.
     assert!(open(&world, &[0, 1, 2], 2).unwrap().oldest_unfinished() >= after);
 }
+
+/// An archive is found by the headers of its shards, so they are mended even where the payloads behind them are whole.
+#[test]
+fn headers_of_archives_are_mended() {
+    let world = SimWorld::new(10, 3, SIZE);
+    let store = format(&world, 2, 1).unwrap();
+    let archived = bytes(1, 100_000);
+    put(&store, &archived).unwrap();
+    let stripe = store.archives()[0].stripes[0].clone();
+    for round in 0..3 {
+        // All but one of them.
+        for (at, place) in stripe.placements.iter().enumerate().filter(|(at, _)| *at != round) {
+            let header = place.block * 4096;
+            world.flip_bits(usize::from(place.device), header..header + 4096, 3 + at);
+        }
+        let progress = store.scrub(&mut |_| true).unwrap();
+        assert_eq!((progress.repaired.rewritten, progress.lost), (2, 0), "{progress:?}");
+    }
+    assert!(contents(&store) == [archived]);
+}
+
+/// With all headers of a stripe gone, what they said of files is made again from the rows.
+#[test]
+fn headers_of_stripes_are_mended() {
+    let world = SimWorld::new(11, 3, SIZE);
+    let store = format(&world, 2, 1).unwrap();
+    let write = ContentWrite { ino: Ino(2), offset: 0, bytes: SharedBytes::new(bytes(2, 100_000)) };
+    store.commit(&[write], Inline::Small, |_, _| Ok(())).unwrap();
+    let all = (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded);
+    let mut stripes = Vec::new();
+    let note = |id, row: crate::format::rows::StripeRow| {
+        stripes.push((id, row));
+        Ok(crate::meta::Visit::Continue(()))
+    };
+    store.view(|view| crate::meta::Reader::scan::<crate::format::table::Stripes>(view, all, note)).unwrap();
+    let count = stripes.iter().map(|(_, row)| row.placements.len() as u32).sum::<u32>();
+    for place in stripes.iter().flat_map(|(_, row)| &row.placements) {
+        let header = place.block.0 * 4096;
+        world.zero(usize::from(place.device.0), header..header + 4096);
+    }
+    let progress = store.scrub(&mut |_| true).unwrap();
+    assert_eq!((progress.repaired.rewritten, progress.lost), (count, 0), "{progress:?}");
+    assert_eq!(store.scrub(&mut |_| true).unwrap().repaired.rewritten, 0);
+    for (id, row) in stripes {
+        assert_eq!(store.wrong_headers(id).unwrap(), Some((row, vec![])));
+    }
+}

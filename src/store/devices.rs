@@ -252,6 +252,11 @@ impl Devices {
         StripeId(oldest.unwrap_or(stripes.start))
     }
 
+    /// A shard is about to be written anew: what became of one that no stripe refers to does not matter any more.
+    pub(super) fn forget_doubt(&self, stripe: StripeId, device: DeviceId) {
+        lock(&self.doubts).early.remove(&(stripe, device));
+    }
+
     /// Opens a window in which the blocks of states from `committed` on are not given away.
     pub fn enter_read(&self, committed: TxnId) -> ReadWindow<'_> {
         *lock(&self.readers).entry(committed).or_default() += 1;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::Store;
 use super::commit::{ContentWrite, Inline, SharedBytes};
 use crate::base::clock::SteppingClock;
-use crate::base::{Ino, Prng, Result};
+use crate::base::{DeviceId, Ino, Prng, Result};
 use crate::device::InlineEngine;
-use crate::device::sim::SimWorld;
+use crate::device::sim::{Fault, On, SimWorld};
 use crate::format::label::DefaultGeometry;
 use crate::meta::Reader;
 use crate::pool::{FormatOptions, OpenMode, Pool};
@@ -21,6 +21,7 @@ pub(crate) fn format(world: &SimWorld, k: u8, m: u8) -> Result<Store> {
         geometry: DefaultGeometry { k, m, shard_blocks: 16 },
         force: false,
         created: 0,
+        features: Default::default(),
     };
     let pool = Pool::format(&world.devices(), &options, Arc::new(InlineEngine), Box::new(Prng::new(1)))?;
     Store::format(Arc::new(pool), Arc::new(SteppingClock::default()), 11)
@@ -114,6 +115,7 @@ fn a_replacement_waits_for_repairs_of_its_stripes_and_goes_on_after_an_interrupt
         geometry: DefaultGeometry { k: 2, m: 2, shard_blocks: 16 },
         force: false,
         created: 0,
+        features: Default::default(),
     };
     let pool = Pool::format(&devices, &options, Arc::new(InlineEngine), Box::new(Prng::new(1))).unwrap();
     let store = Store::format(Arc::new(pool), Arc::new(SteppingClock::default()), 11).unwrap();
@@ -252,4 +254,21 @@ fn p2_nothing_refers_to_a_shard_that_a_failed_flush_left_in_doubt() {
             assert!(read(&open(&world, &left, 8).unwrap(), 2, first.len()) == first);
         }
     }
+}
+
+/// A device that refused one write is left out of that stripe; when it is back, the stripe takes it again.
+#[test]
+fn a_stripe_takes_a_device_again_that_refused_it_once() {
+    let world = SimWorld::new(8, 3, SIZE);
+    let store = format(&world, 2, 1).unwrap();
+    write(&store, 2, content(&mut Prng::new(1), 300_000)).unwrap();
+    store.durable_point().unwrap();
+    world.fault(1, Fault::Fail { on: On::Write, nth: 0, sticky: false });
+    write(&store, 3, content(&mut Prng::new(1), 100_000)).unwrap();
+    store.durable_point().unwrap();
+    assert!(store.pool().unwrap().device(DeviceId(1)).is_none(), "it was left out");
+    world.heal(1);
+    store.take_back(world.device(1)).unwrap();
+    let progress = store.rebuild(&mut |_| true).unwrap();
+    assert!(progress.repaired.rebuilt > 0 && progress.repaired.missing == 0, "{progress:?}");
 }

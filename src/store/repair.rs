@@ -358,6 +358,7 @@ pub(super) fn write_shard(
         return Err(Error::Unavailable(format!("device {} is not here", placement.device)));
     };
     let uuid = devices.membership.members().iter().find(|member| member.id == placement.device).map(|m| m.uuid);
+    devices.forget_doubt(id, placement.device);
     let written = match header {
         Some(header) => {
             let header = ShardHeader { index, device: uuid.unwrap_or(header.device), ..header.clone() };

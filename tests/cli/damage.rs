@@ -2,9 +2,8 @@
 
 use std::ops::Bound;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::sync::Arc;
 
-use argosfs::base::{BLOCK_SIZE, Ino, SystemClock};
+use argosfs::base::{BLOCK_SIZE, Ino};
 use argosfs::control::locate::{Spec, locate};
 use argosfs::control::open::{OpenOptions, open};
 use argosfs::device::EngineChoice;
@@ -16,7 +15,7 @@ use super::*;
 /// Overwrites the payload of the first `shards` shards of every stripe that a file has content in; the pool is not mounted.
 fn spoil(bench: &Bench, ino: u64, shards: usize) {
     let located = locate(&Spec::Path(bench.image(0).into()), &[]).expect("finds");
-    let options = OpenOptions { read_only: true, engine: EngineChoice::Auto, clock: Arc::new(SystemClock) };
+    let options = OpenOptions::new(true, EngineChoice::Auto);
     let opened = open(&located, &options).expect("opens");
     let mut stripes = Vec::new();
     let all = (Bound::Unbounded, Bound::Unbounded);

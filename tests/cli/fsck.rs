@@ -2,9 +2,8 @@
 //! as it was. Damages of single rows are in `src/check/tests`.
 
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
-use argosfs::base::{BLOCK_SIZE, Ino, StripeId, SystemClock};
+use argosfs::base::{BLOCK_SIZE, Ino, StripeId};
 use argosfs::check::issue::ISSUES;
 use argosfs::control::locate::{Spec, locate};
 use argosfs::control::open::{OpenOptions, Opened, open};
@@ -36,7 +35,7 @@ fn prepared(name: &str, devices: usize) -> (Bench, Vec<u8>) {
 
 fn opened(bench: &Bench, read_only: bool) -> Opened {
     let located = locate(&Spec::parse(Path::new(&bench.image(0))), &[]).expect("is there");
-    let options = OpenOptions { read_only, engine: EngineChoice::Auto, clock: Arc::new(SystemClock) };
+    let options = OpenOptions::new(read_only, EngineChoice::Auto);
     open(&located, &options).expect("opens")
 }
 

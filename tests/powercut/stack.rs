@@ -64,6 +64,7 @@ pub fn format(world: &SimWorld, shape: &Shape, seed: u64) -> Result<Mounted> {
         geometry: DefaultGeometry { k: shape.k, m: shape.m, shard_blocks: SHARD_BLOCKS },
         force: false,
         created: 0,
+        features: Default::default(),
     };
     let pool = Pool::format(&devices, &options, Arc::new(InlineEngine), Box::new(Prng::new(seed)))?;
     let store = Store::format(Arc::new(pool), Arc::new(ManualClock::default()), mix64(seed))?;

@@ -3,6 +3,7 @@
 mod damage;
 mod export;
 mod fsck;
+mod inject;
 mod maintain;
 mod recover;
 mod replace;
@@ -11,6 +12,7 @@ mod trim;
 pub use damage::damage;
 pub use export::{export, export_archived};
 pub use fsck::{FsckMode, fsck, fsck_unmounted};
+pub use inject::inject;
 pub use maintain::{rebuild, scrub};
 pub use recover::recover;
 pub use replace::replace;

@@ -4,14 +4,13 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::maintain;
-use crate::base::{Entropy, Error, Ino, Result, SystemEntropy, Timestamp};
+use crate::base::{Entropy, Error, Result, SystemEntropy, Timestamp};
 use crate::check::{self, Recovered};
 use crate::control::locate::Located;
 use crate::control::open::{OpenOptions, open_pool};
 use crate::control::protocol::{Outcome, Progress};
 use crate::control::server::Reply;
 use crate::control::service::outcome;
-use crate::fs::{Fs, Options};
 use crate::store::Store;
 
 /// Files that are named one by one to people; programs are told all.
@@ -40,10 +39,6 @@ pub fn recover(
     let recovered = check::recover(&pool, options.clock.clone(), SystemEntropy.next_u64(), &mut watch)?;
     told?;
     let store = Store::open(Arc::clone(&pool), options.clock.clone(), SystemEntropy.next_u64())?;
-    let store = Arc::new(store);
-    let fs = Fs::open(Arc::clone(&store), Options::default())?;
-    fs.adopt(recovered.nameless.iter().map(|ino| Ino(*ino)))?;
-    drop(fs);
     let verified = match scrub {
         true => Some(store.scrub(&mut |progress| {
             let work = "verifying".to_owned();
@@ -53,7 +48,7 @@ pub fn recover(
         false => None,
     };
     check::archive(&store, pool.uuid(), options.clock.now().seconds, &|| true)?;
-    store.meta().checkpoint()?;
+    store.close()?;
     notes.extend(pool.take_notes());
 
     let mut text = text(&recovered);
@@ -109,9 +104,9 @@ fn text(recovered: &Recovered) -> String {
     if !recovered.newer.is_empty() {
         let _ = write!(
             out,
-            "\nNEWER AND UNCERTAIN: {} files got content from these stripes ({} of them have no name and are in lost+found):",
+            "\nNEWER AND UNCERTAIN: {} files got content from these stripes ({} of them had no name and are in lost+found):",
             recovered.newer.len(),
-            recovered.nameless.len()
+            recovered.nameless
         );
         list(&mut out, &recovered.newer);
     }
