@@ -62,8 +62,9 @@ pub fn campaign(test: &str, seeds: u64, states: u64, body: impl Fn(u64, &States)
             let state = why.strip_prefix("state ").and_then(|text| text.split(':').next()).map(str::to_owned);
             let state = state.map(|number| format!("ARGOSFS_STATE={number} ")).unwrap_or_default();
             panic!(
-                "{test}, seed {seed}: {why}\n\nsee it again with:\n  ARGOSFS_SEED={seed} {state}cargo test --test powercut \
-                 {test} -- --exact --nocapture\n"
+                "{test}, seed {seed}: {why}\n\nsee it again with:\n  ARGOSFS_SEED={seed} {state}{}cargo test --test powercut \
+                 {test} -- --exact --nocapture\n",
+                if state.is_empty() { format!("ARGOSFS_STATES={} ", numbers.end) } else { String::new() }
             );
         }
         done += 1;
@@ -72,6 +73,11 @@ pub fn campaign(test: &str, seeds: u64, states: u64, body: impl Fn(u64, &States)
 }
 
 impl States {
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.numbers.end - self.numbers.start
+    }
+
     /// Calls `check` for every state, with a generator of its own.
     pub fn each(&self, mut check: impl FnMut(&mut Prng) -> Verdict) -> Verdict {
         for number in self.numbers.clone() {
@@ -83,7 +89,7 @@ impl States {
 }
 
 /// A panic is a verdict too.
-fn guarded(body: impl FnOnce() -> Verdict) -> Verdict {
+pub fn guarded(body: impl FnOnce() -> Verdict) -> Verdict {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| Err(format!("panic: {}", text(&*panic))))
 }
 

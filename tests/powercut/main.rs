@@ -10,6 +10,7 @@ mod content;
 mod history;
 mod process;
 mod recovery;
+mod simulator;
 mod stack;
 mod upkeep;
 

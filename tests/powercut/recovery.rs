@@ -10,7 +10,7 @@ use crate::stack;
 
 /// What becomes of a device while the power is off.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Loss {
+pub enum Loss {
     /// It is not there when the pool is opened.
     Missing,
     Zeroed,
@@ -22,7 +22,7 @@ enum Loss {
     Stale,
 }
 
-const LOSSES: [Loss; 8] =
+pub const LOSSES: [Loss; 8] =
     [Loss::Missing, Loss::Missing, Loss::Missing, Loss::Missing, Loss::Zeroed, Loss::Noise, Loss::Rotten, Loss::Stale];
 
 /// Counts, so that a test can tell that what it is about did happen.
@@ -69,7 +69,7 @@ pub fn cut(run: &Run, depth: usize, prng: &mut Prng, tally: &mut Tally) -> Verdi
         }
     }
     for (index, loss) in &lost {
-        let weak = lose(run, &world, at, *index, *loss, prng);
+        let weak = lose((&run.world, at), &world, *index, *loss, prng);
         if weak == Weak::Absent {
             here.retain(|other| other != index);
         }
@@ -155,9 +155,9 @@ fn go_on(mut next: Run, depth: usize, prng: &mut Prng, tally: &mut Tally) -> Ver
     Ok(())
 }
 
-/// Lets the device be lost; what it is worth afterwards.
-fn lose(run: &Run, world: &SimWorld, at: u64, index: usize, loss: Loss, prng: &mut Prng) -> Weak {
-    let size = run.shape.size;
+/// Lets a device be lost in what a power cut of `before` at event `at` left; what it is worth afterwards.
+pub fn lose((before, at): (&SimWorld, u64), world: &SimWorld, index: usize, loss: Loss, prng: &mut Prng) -> Weak {
+    let size = world.device(index).size();
     match loss {
         Loss::Missing => Weak::Absent,
         Loss::Zeroed => {
@@ -180,9 +180,9 @@ fn lose(run: &Run, world: &SimWorld, at: u64, index: usize, loss: Loss, prng: &m
             Weak::Suspect
         }
         Loss::Stale => {
-            let oldest = run.world.oldest_crash_point();
+            let oldest = before.oldest_crash_point();
             let earlier = oldest + prng.below(at - oldest + 1);
-            world.restore(index, &run.world.snapshot_at(index, earlier));
+            world.restore(index, &before.snapshot_at(index, earlier));
             Weak::Suspect
         }
     }

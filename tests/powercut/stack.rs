@@ -74,9 +74,20 @@ pub fn format(world: &SimWorld, shape: &Shape, seed: u64) -> Result<Mounted> {
 
 /// Opens the pool from the given devices.
 pub fn open(world: &SimWorld, devices: &[usize], process: &Arc<Process>, seed: u64) -> Result<Mounted> {
+    open_at(world, devices, process, seed, Arc::new(ManualClock::default()))
+}
+
+/// Opens the pool from the given devices, to live by `clock`.
+pub fn open_at(
+    world: &SimWorld,
+    devices: &[usize],
+    process: &Arc<Process>,
+    seed: u64,
+    clock: Arc<ManualClock>,
+) -> Result<Mounted> {
     let devices: Vec<Arc<dyn Device>> = devices.iter().map(|index| process.device(world, *index)).collect();
     let pool = Pool::open(&devices, &OpenMode::default(), Arc::new(InlineEngine), Box::new(Prng::new(seed)))?;
-    let store = Store::open(Arc::new(pool), Arc::new(ManualClock::default()), seed)?;
+    let store = Store::open(Arc::new(pool), clock, seed)?;
     store.set_discard(true);
     Ok(Mounted { store, process: process.clone() })
 }

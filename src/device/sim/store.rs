@@ -86,6 +86,31 @@ impl Store {
         }
     }
 
+    /// Calls `each` with every block whose content differs from that in `base`, ascending. What both share costs nothing.
+    pub(super) fn each_difference(&self, base: &Store, mut each: impl FnMut(u64, Option<&Block>)) {
+        let mut numbers: Vec<u64> = self.chunks.keys().chain(base.chunks.keys()).copied().collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        for chunk in numbers {
+            let (ours, theirs) = (self.chunks.get(&chunk), base.chunks.get(&chunk));
+            if ours.zip(theirs).is_some_and(|(ours, theirs)| Arc::ptr_eq(ours, theirs)) {
+                continue;
+            }
+            let block = |blocks: Option<&Arc<Chunk>>, at: usize| blocks.and_then(|blocks| blocks.0[at].clone());
+            for at in 0..CHUNK as usize {
+                let (ours, theirs) = (block(ours, at), block(theirs, at));
+                let same = match (&ours, &theirs) {
+                    (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs) || ours == theirs,
+                    (None, None) => true,
+                    (Some(only), None) | (None, Some(only)) => **only == [0; BLOCK],
+                };
+                if !same {
+                    each(chunk * CHUNK + at as u64, ours.as_deref());
+                }
+            }
+        }
+    }
+
     /// Numbers of all blocks ever written, ascending.
     pub(super) fn written(&self) -> impl Iterator<Item = u64> + '_ {
         self.chunks.iter().flat_map(|(chunk, blocks)| {
@@ -112,6 +137,10 @@ mod tests {
         two.read(3 * BLOCK as u64, &mut bytes);
         assert_eq!((bytes[9], bytes[10], bytes[BLOCK + 9], bytes[BLOCK + 10]), (7, 9, 9, 0));
         assert_eq!(two.written().collect::<Vec<_>>(), [3, 4, 1000]);
+        let mut differing = Vec::new();
+        two.set(5, Some(share(&[0; BLOCK])));
+        two.each_difference(&one, |number, _| differing.push(number));
+        assert_eq!(differing, [3, 4]);
         assert!(Arc::ptr_eq(one.get(1000).unwrap(), two.get(1000).unwrap()));
     }
 }

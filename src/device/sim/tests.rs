@@ -352,3 +352,33 @@ fn forks_and_added_devices_stand_alone() {
     world.power_off();
     assert!(world.devices().iter().all(|device| device.flush().is_err()));
 }
+
+#[test]
+fn fingerprints_tell_contents_apart_and_nothing_else() {
+    let base = SimWorld::new(1, 2, 1 << 20);
+    write(&*base.device(0), 3, 7, 1).unwrap();
+    let print = |change: &dyn Fn(&SimWorld)| {
+        let world = base.fork();
+        change(&world);
+        world.fingerprint(&base)
+    };
+    assert_eq!(print(&|_| {}), 0);
+    assert_eq!(print(&|world| write(&*world.device(0), 3, 7, 1).unwrap()), 0, "the same content once more");
+    let one = print(&|world| write(&*world.device(0), 3, 8, 1).unwrap());
+    let other_device = print(&|world| write(&*world.device(1), 3, 8, 1).unwrap());
+    let other_place = print(&|world| write(&*world.device(0), 4, 8, 1).unwrap());
+    let both = print(&|world| {
+        write(&*world.device(1), 3, 8, 1).unwrap();
+        write(&*world.device(0), 3, 8, 1).unwrap();
+    });
+    let gone = print(&|world| world.wipe(0));
+    let mut all = vec![0, one, other_device, other_place, both, gone];
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), 6);
+    assert_eq!(
+        gone,
+        print(&|world| write(&*world.device(0), 3, 0, 1).unwrap()),
+        "zeros and nothing are the same content"
+    );
+}

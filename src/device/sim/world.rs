@@ -293,6 +293,27 @@ impl SimWorld {
         SimWorld::of(mix64(inner.seed), contents)
     }
 
+    /// A number that stands for the content of all devices, as seen from a world this one descends from: equal content
+    /// has equal numbers, and other content another one but for one chance in 2^64. Costs what differs.
+    pub fn fingerprint(&self, ancestor: &SimWorld) -> u64 {
+        let contents = |world: &SimWorld| -> Vec<Store> {
+            world.shared.lock().devices.iter().map(|device| device.current.clone()).collect()
+        };
+        let (ours, theirs) = (contents(self), contents(ancestor));
+        let mut print = 0u64;
+        for (index, content) in ours.iter().enumerate() {
+            let empty = Store::default();
+            content.each_difference(theirs.get(index).unwrap_or(&empty), |number, block| {
+                let mut sum = mix64(number ^ (index as u64) << 56);
+                for word in block.into_iter().flat_map(|block| block.as_chunks::<8>().0) {
+                    sum = (sum ^ u64::from_le_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+                }
+                print = print.wrapping_add(mix64(sum));
+            });
+        }
+        print
+    }
+
     // --- content ---
 
     /// The device's content now.

@@ -12,7 +12,7 @@ mod tree;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use generate::{ByteChoices, Choices, Mix};
-pub use tree::{Tree, TreeNode, read_tree};
+pub use tree::{FileState, Path, Tree, TreeNode, read_tree};
 
 use super::op::{Op, Outcome, Refusal, SLOTS, Shown, Slot, Who, link_target};
 use crate::base::Timestamp;

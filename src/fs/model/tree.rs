@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::super::op::{Outcome, Shown, list};
+use super::super::op::{Name, Outcome, SLOTS, Shown, Slot, list};
 use super::{Model, ROOT};
 use crate::base::file::{Caller, FileType, Whence};
 use crate::base::{Error, Ino, Result, Timestamp};
@@ -105,7 +105,53 @@ fn read_data(fs: &Fs, ino: Ino, size: u64) -> Result<BTreeMap<u64, Vec<u8>>> {
     Ok(data)
 }
 
+/// A regular file as the model has it at one moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FileState {
+    pub size: u64,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
+    /// As in [`TreeNode`].
+    pub data: BTreeMap<u64, Vec<u8>>,
+}
+
 impl Model {
+    /// The inode in a slot, by a number that is never used again.
+    pub fn held(&self, slot: Slot) -> Option<u64> {
+        self.slots[usize::from(slot.0) % SLOTS]
+    }
+
+    /// The inode a name in a directory leads to.
+    pub fn named(&self, dir: Slot, name: Name) -> Option<u64> {
+        self.node(self.held(dir)?).names.get(&name.bytes()).copied()
+    }
+
+    /// Every regular file there is, with a name or without.
+    pub fn files(&self) -> BTreeMap<u64, FileState> {
+        let regular = self.nodes.iter().filter(|(_, node)| node.kind == FileType::Regular);
+        let state = |node: &super::Node| FileState {
+            size: node.content.size(),
+            mtime: node.mtime,
+            ctime: node.ctime,
+            data: node.content.data(),
+        };
+        regular.map(|(id, node)| (*id, state(node))).collect()
+    }
+
+    /// Which inode each path leads to.
+    pub fn paths(&self) -> BTreeMap<Path, u64> {
+        let mut paths = BTreeMap::from([(Vec::new(), ROOT)]);
+        let mut todo = vec![(Vec::new(), ROOT)];
+        while let Some((path, id)) = todo.pop() {
+            for (name, child) in &self.node(id).names {
+                let path = [path.as_slice(), std::slice::from_ref(name)].concat();
+                paths.insert(path.clone(), *child);
+                todo.push((path, *child));
+            }
+        }
+        paths
+    }
+
     /// The whole tree, access times moved as [`read_tree`] moves them when it runs at `now`.
     pub fn tree(&mut self, now: Timestamp) -> Tree {
         let mut tree = Tree::default();
