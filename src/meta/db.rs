@@ -497,6 +497,7 @@ impl Meta {
 
     pub(super) fn poison_on_panic<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
         match catch_unwind(AssertUnwindSafe(body)) {
+            Ok(Err(Error::Poisoned(why))) => Err(self.poison(&why)),
             Ok(result) => result,
             Err(panic) => Err(self.poison(&panic_text(&*panic))),
         }

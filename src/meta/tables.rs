@@ -19,9 +19,15 @@ type Bytes = &'static [u8];
 type WriteTable<'t> = redb::Table<'t, Bytes, Bytes>;
 type ReadTable = redb::ReadOnlyTable<Bytes, Bytes>;
 
-/// Turns any error of redb into ours. By the time it reaches us no replica was left to serve the request.
-pub fn store_error(error: impl std::fmt::Display) -> Error {
-    Error::Corrupt(format!("metadata store: {error}"))
+/// Turns any error of redb into ours. By the time it reaches us no replica was left to serve the request. After one such
+/// error redb serves nothing but what it has in memory, however well the devices are again: that is no damage, but the end.
+pub fn store_error(error: impl Into<redb::Error>) -> Error {
+    match error.into() {
+        redb::Error::PreviousIo => {
+            Error::Poisoned("metadata could not be read or written; mount the pool again".into())
+        }
+        error => Error::Corrupt(format!("metadata store: {error}")),
+    }
 }
 
 /// The database's definition of table number `id`.
@@ -98,7 +104,7 @@ pub struct WriteTables<'t> {
 }
 
 impl<'t> WriteTables<'t> {
-    fn broken_by(&self, error: impl std::fmt::Display) -> Error {
+    fn broken_by(&self, error: impl Into<redb::Error>) -> Error {
         self.broken.set(true);
         store_error(error)
     }
