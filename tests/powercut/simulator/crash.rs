@@ -26,7 +26,7 @@ pub struct Tally {
     pub second: u64,
     /// States that lost devices as well.
     pub lossy: u64,
-    /// Requests that were made to fail.
+    /// Faults that were injected and hit: one for each device and case, however many requests it failed.
     pub faults: u64,
 }
 

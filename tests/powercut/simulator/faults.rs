@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use argosfs::base::Prng;
 use argosfs::base::clock::ManualClock;
-use argosfs::device::sim::{Fault, On};
+use argosfs::device::sim::{Fault, On, SimWorld};
 use argosfs::fs::op::Op;
 
 use super::crash::{Checker, Effort, Tally};
@@ -45,8 +45,9 @@ impl Kind {
     }
 }
 
-fn errors(machine: &Machine) -> u64 {
-    (0..machine.world.len()).map(|index| machine.world.counters(index).errors).sum()
+/// Devices on which a request failed.
+fn failed_devices(world: &SimWorld) -> u64 {
+    (0..world.len()).filter(|index| world.counters(*index).errors > 0).count() as u64
 }
 
 /// Does `acts` while the devices fail at their `nth` request; false when they do not reach it.
@@ -61,24 +62,27 @@ pub fn during(
     let from = machine.world.record();
     devices.iter().for_each(|index| machine.world.fault(*index, kind.at(nth)));
     let mut usable = true;
+    let overwhelmed = devices.len() > usize::from(base.shape.m);
+    let heal = |machine: &Machine| (0..base.shape.devices).for_each(|index| machine.world.heal(index));
     for act in acts {
         if machine.try_act(act)? == Ended::Told {
             // So many may fail, and nobody but a full device may have anything to tell.
-            if devices.len() <= usize::from(base.shape.m) && kind != Kind::Full {
+            if !overwhelmed && kind != Kind::Full {
                 return Err(format!("{act:?} failed for {devices:?} alone: {}", machine.error()));
             }
-            usable = machine.settle()?;
+            heal(&machine);
+            usable = machine.settle(overwhelmed)?;
             if !usable {
                 break;
             }
         }
     }
-    let failed = errors(&machine);
+    let failed = failed_devices(&machine.world);
     tally.faults += failed;
-    (0..base.shape.devices).for_each(|index| machine.world.heal(index));
-    if usable && machine.settle()? {
+    heal(&machine);
+    if usable && machine.settle(overwhelmed)? {
         // What is well again is used again; a filesystem that has ended itself says so.
-        if machine.try_act(&Act::Op(Op::Sync))? == Ended::Told && machine.settle()? {
+        if machine.try_act(&Act::Op(Op::Sync))? == Ended::Told && !overwhelmed && machine.settle(false)? {
             return Err(format!("sync fails after all is well again: {}", machine.error()));
         }
     }
@@ -113,15 +117,17 @@ pub fn while_opening(
     let world = machine.world.crash_state(at, prng);
     devices.iter().for_each(|index| world.fault(*index, kind.at(nth)));
     let all: Vec<usize> = (0..world.len()).collect();
-    let opened = stack::open_at(&world, &all, &Process::new(), prng.next(), Arc::new(ManualClock::default()));
-    if let Err(error) = &opened
+    let mut open =
+        || stack::open_at(&world, &all, &Process::new(), prng.next(), Arc::new(ManualClock::default())).map(drop);
+    // A device may fail just when what only it has is copied to the others. It is not waited for a second time.
+    if open().is_err()
         && devices.len() <= usize::from(base.shape.m)
         && kind != Kind::Full
+        && let Err(error) = open()
     {
-        return Err(format!("power cut at event {at}: {devices:?} alone kept the pool from being opened: {error}"));
+        return Err(format!("power cut at event {at}: {devices:?} alone keep the pool from being opened: {error}"));
     }
-    drop(opened);
-    let failed: u64 = (0..world.len()).map(|index| world.counters(index).errors).sum();
+    let failed = failed_devices(&world);
     tally.faults += failed;
     if failed == 0 {
         return Ok(false);

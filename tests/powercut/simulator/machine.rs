@@ -144,12 +144,13 @@ impl Machine {
     }
 
     /// Compares the live tree with the model. What was told to have failed is there as a whole or not at all, and is
-    /// from now on certain. Says whether the filesystem can still be used.
-    pub fn settle(&mut self) -> Verdict<bool> {
+    /// from now on certain. Says whether the filesystem can still be used: not when it has ended itself, and not when it
+    /// cannot be read after more devices failed than it survives (`overwhelmed`).
+    pub fn settle(&mut self, overwhelmed: bool) -> Verdict<bool> {
         let Some(driver) = &mut self.driver else { return Ok(false) };
         let found = match read_tree(driver.fs()) {
             Ok(found) => found,
-            Err(error) if driver.fs().store().meta().check().is_err() => {
+            Err(error) if overwhelmed || driver.fs().store().meta().check().is_err() => {
                 trace(|| format!("out of use: {error}"));
                 return Ok(false);
             }

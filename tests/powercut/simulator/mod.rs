@@ -90,7 +90,8 @@ fn sequence(number: u64) -> Vec<Act> {
         0 => vec![first, second, sync],
         1 => vec![first, sync, second, sync],
         2 => vec![first, second, Act::Umount],
-        _ => vec![first, sync, second, Act::Checkpoint],
+        // Names become durable, content that nobody asked for does not.
+        _ => vec![first, second, Act::Checkpoint],
     }
 }
 
@@ -173,12 +174,13 @@ fn long_runs_survive_power_cuts() {
 #[test]
 fn a_failing_device_loses_nothing_that_was_acknowledged() {
     let test = "simulator::a_failing_device_loses_nothing_that_was_acknowledged";
-    let base = small_base();
+    let bases = [small_base(), Base::new(Shape::exact(2, 2), 1, &preamble(), &opening()).expect("making a pool")];
     let words = vocabulary();
     let sets: [&[usize]; 5] = [&[0], &[1], &[2], &[0, 2], &[0, 1, 2]];
     counted(test, 8, 1, |seed, _, tally| {
         let mixed = seed * 7919;
         let (devices, mixed) = (sets[(mixed % 5) as usize], mixed / 5);
+        let (base, mixed) = (&bases[(mixed % 2) as usize], mixed / 2);
         let (kind, mixed) = (KINDS[(mixed % 7) as usize], mixed / 7);
         let (opening, mixed) = (mixed % 4 == 3, mixed / 4);
         let count = words.len() as u64;
@@ -194,8 +196,8 @@ fn a_failing_device_loses_nothing_that_was_acknowledged() {
                 let mut prng = Prng::new(mix64(seed) ^ nth);
                 let fault = (kind, devices, nth);
                 match opening {
-                    true => faults::while_opening(&base, tally, acts, fault, &mut prng),
-                    false => faults::during(&base, tally, acts, fault, &mut prng),
+                    true => faults::while_opening(base, tally, acts, fault, &mut prng),
+                    false => faults::during(base, tally, acts, fault, &mut prng),
                 }
             };
             let first = guarded(|| run(&acts, tally).map(|done| reached = done));
@@ -208,6 +210,21 @@ fn a_failing_device_loses_nothing_that_was_acknowledged() {
         }
         Ok(())
     });
+}
+
+/// redb serves nothing any more once reading the metadata failed on all devices: who asks is told so, and not that something
+/// is corrupt.
+#[test]
+fn a_filesystem_whose_metadata_could_not_be_read_has_ended_and_says_so() {
+    let base = small_base();
+    let mut machine = base.start(1).unwrap();
+    let truncate = vocabulary().into_iter().find(|act| {
+        matches!(act, Act::Op(Op::SetAttr { changes: argosfs::base::file::SetAttr { size: Some(0), .. }, .. }))
+    });
+    machine.world.power_off();
+    assert_eq!(machine.try_act(&truncate.unwrap()), Ok(machine::Ended::Told));
+    (0..base.shape.devices).for_each(|index| machine.world.heal(index));
+    assert_eq!(machine.settle(false), Ok(false));
 }
 
 /// Opening reads what the log holds and what everybody needs, not what the pool holds.

@@ -201,6 +201,8 @@ impl Past {
                 Err(why) => reasons.push(format!("not as after {} ({newest}): {why}", self.versions[newest].what)),
             }
         }
+        // The newest is the most telling.
+        reasons.truncate(3);
         let durable = &self.versions[floor].what;
         Err(format!("what is found never was; durable is {durable} ({floor})\n  {}", reasons.join("\n  ")))
     }
