@@ -96,16 +96,16 @@ impl Store {
             if ours.zip(theirs).is_some_and(|(ours, theirs)| Arc::ptr_eq(ours, theirs)) {
                 continue;
             }
-            let block = |blocks: Option<&Arc<Chunk>>, at: usize| blocks.and_then(|blocks| blocks.0[at].clone());
             for at in 0..CHUNK as usize {
-                let (ours, theirs) = (block(ours, at), block(theirs, at));
-                let same = match (&ours, &theirs) {
+                let ours = ours.and_then(|chunk| chunk.0[at].as_ref());
+                let theirs = theirs.and_then(|chunk| chunk.0[at].as_ref());
+                let same = match (ours, theirs) {
                     (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs) || ours == theirs,
                     (None, None) => true,
                     (Some(only), None) | (None, Some(only)) => **only == [0; BLOCK],
                 };
                 if !same {
-                    each(chunk * CHUNK + at as u64, ours.as_deref());
+                    each(chunk * CHUNK + at as u64, ours.map(|block| &**block));
                 }
             }
         }
