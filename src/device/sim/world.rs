@@ -305,6 +305,8 @@ impl SimWorld {
             let empty = Store::default();
             content.each_difference(theirs.get(index).unwrap_or(&empty), |number, block| {
                 let mut sum = mix64(number ^ (index as u64) << 56);
+                // Zeros are what was never written.
+                let block = block.filter(|block| block.iter().any(|byte| *byte != 0));
                 for word in block.into_iter().flat_map(|block| block.as_chunks::<8>().0) {
                     sum = (sum ^ u64::from_le_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
                 }
