@@ -380,8 +380,8 @@ impl Core {
     ) -> Result<()> {
         let mut ring = lock(&self.log);
         for (index, replica) in replicas.iter().enumerate() {
-            for (position, blocks, source) in log.missing(index) {
-                self.copy_log(&ring, replica, replicas.get(source), position, blocks)?;
+            for (position, blocks, holders) in log.missing(index) {
+                self.copy_log(&ring, replica, (replicas, holders), position, blocks)?;
             }
         }
         self.flush_all()?;
@@ -402,23 +402,31 @@ impl Core {
         Ok(())
     }
 
-    /// Copies blocks of the log from one replica to another; not durable yet.
+    /// Copies blocks of the log to a replica from one of those whose bit is set in `holders`; not durable yet.
     pub fn copy_log(
         &self,
         ring: &Ring,
         to: &Replica,
-        from: Option<&Arc<Replica>>,
+        (replicas, holders): (&[Arc<Replica>], u64),
         position: u64,
         blocks: u64,
     ) -> Result<()> {
-        let Some(from) = from else { return Ok(()) };
+        let holding =
+            || replicas.iter().enumerate().filter(|(at, _)| holders >> at & 1 == 1).map(|(_, replica)| replica);
         let mut done = 0;
         while done < blocks {
             let at = position + done;
             let place = at % ring.capacity;
             let count = (blocks - done).min(COPY_BLOCKS).min(ring.capacity - place);
             let mut content = zeroed(count as usize);
-            from.device.read_at((from.log.0 + ANCHORS + place) * BLOCK_SIZE, content.as_mut_bytes())?;
+            let mut read = Err(Error::corrupt("nobody has a part of the metadata log any more"));
+            for from in holding() {
+                read = from.device.read_at((from.log.0 + ANCHORS + place) * BLOCK_SIZE, content.as_mut_bytes());
+                if read.is_ok() {
+                    break;
+                }
+            }
+            read?;
             for (offset, bufs) in ring::pieces(to, ring.capacity, at, &content) {
                 if let Err(error) = to.device.write_at(offset, &bufs) {
                     return self.drop_replica(to.id, error);

@@ -104,7 +104,6 @@ impl Cursor {
 struct Found {
     position: u64,
     blocks: u64,
-    source: usize,
     /// Bit per replica that has it.
     holders: u64,
 }
@@ -240,8 +239,7 @@ fn step(readers: &mut [Reader<'_>], volume: u64, at: &Cursor) -> Option<(EntryHe
             Some((chosen, ..)) if (chosen.life, chosen.hash.0) > (head.life, head.hash.0) => {}
             _ => {
                 let blocks = head.blocks();
-                best =
-                    Some((head, payload, Found { position: at.position, blocks, source: index, holders: 1 << index }));
+                best = Some((head, payload, Found { position: at.position, blocks, holders: 1 << index }));
             }
         }
     }
@@ -249,19 +247,20 @@ fn step(readers: &mut [Reader<'_>], volume: u64, at: &Cursor) -> Option<(EntryHe
 }
 
 impl Log {
-    /// Runs of blocks from the newest checkpoint on that this replica lacks: position, length, and who has them.
-    pub fn missing(&self, replica: usize) -> Vec<(u64, u64, usize)> {
+    /// Runs of blocks from the newest checkpoint on that this replica lacks: position, length, and a bit for each replica that
+    /// has them.
+    pub fn missing(&self, replica: usize) -> Vec<(u64, u64, u64)> {
         let from = self.checkpoint.position;
         let lacking = self.chain.iter().filter(|found| found.position >= from && found.holders >> replica & 1 == 0);
-        let mut runs: Vec<(u64, u64, usize)> = Vec::new();
+        let mut runs: Vec<(u64, u64, u64)> = Vec::new();
         for found in lacking {
             match runs.last_mut() {
-                Some((position, blocks, source))
-                    if *source == found.source && *position + *blocks == found.position =>
+                Some((position, blocks, holders))
+                    if *holders == found.holders && *position + *blocks == found.position =>
                 {
                     *blocks += found.blocks;
                 }
-                _ => runs.push((found.position, found.blocks, found.source)),
+                _ => runs.push((found.position, found.blocks, found.holders)),
             }
         }
         runs

@@ -221,8 +221,8 @@ impl Core {
         let log = recover::recover(&writers, self.volume, ring.capacity)?;
         let mut copied = 0;
         for (index, to) in writers.iter().enumerate() {
-            for (position, blocks, source) in log.missing(index) {
-                self.copy_log(ring, to, writers.get(source), position, blocks)?;
+            for (position, blocks, holders) in log.missing(index) {
+                self.copy_log(ring, to, (&writers, holders), position, blocks)?;
                 copied += 1;
             }
         }

@@ -433,3 +433,32 @@ fn a_later_life_wins_over_the_rests_of_an_earlier_one() {
         assert_eq!(store.last(), 2, "seed {seed}");
     }
 }
+
+/// What one replica lacks of the log is copied from any that has it: a read that fails meanwhile keeps nobody from opening.
+#[test]
+fn a_read_that_fails_while_the_log_is_copied_is_made_elsewhere() {
+    let mut failed = 0;
+    for seed in seeds(12) {
+        let mut prng = Prng::new(seed);
+        let setup = Setup { replicas: 3, devices: 3, ..Setup::random(&mut prng) };
+        let world = SimWorld::new(seed, setup.devices, SIZE);
+        let mut store = Store::format(setup, world.clone(), &mut prng).unwrap();
+        store.steps(30, &mut prng).unwrap();
+        let history = store.history.clone();
+        let lacks = store.volume.root().replicas[0].clone();
+        drop(store);
+        let log = lacks.log_block * 4096..(lacks.log_block + u64::from(lacks.log_blocks)) * 4096;
+        world.zero(0, log);
+        for nth in 0.. {
+            let state = world.fork();
+            state.fault(1, Fault::Fail { on: On::Read, nth, sticky: false });
+            let what = format!("read {nth} of device 1 fails");
+            open(&what, seed, setup, &state, &[0, 1, 2], &history, &mut prng);
+            if state.counters(1).errors == 0 {
+                break;
+            }
+            failed += 1;
+        }
+    }
+    assert!(failed > 60, "{failed}");
+}
