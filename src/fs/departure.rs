@@ -13,7 +13,7 @@ use std::sync::{Arc, MutexGuard};
 use super::Fs;
 use super::content::{Content, Segments, retell};
 use super::handle::InodeState;
-use crate::base::{Error, Ino, Result};
+use crate::base::{BLOCK_SIZE, Error, Ino, Result};
 use crate::format::rows::{InodeRow, JournalOp};
 use crate::format::table::Inodes;
 use crate::meta::{Reader, Tx};
@@ -38,6 +38,8 @@ pub struct Batch {
     inline: Inline,
     parts: Vec<Part>,
     bytes: u64,
+    /// Of a stripe, with the gaps between files.
+    filled: u64,
 }
 
 /// What loading a file's content into a batch came to.
@@ -63,15 +65,22 @@ impl Fs {
         // In memory: whoever dirtied the content read it. Nothing may be looked up with the content locked.
         let committed = inode.live().row.as_ref().map(|row| row.size);
         let committed = committed.ok_or_else(|| gone(inode.ino))?;
-        let most = (self.writeback.stripe() as u64).saturating_sub(batch.bytes).max(1);
+        let most = self.room_in(batch).max(1);
         let Some(departed) = state.depart(batch.ticket, range, most, committed) else { return Ok(Loaded::Nothing) };
         let writer = state.writer;
         self.writeback.note_departed(departed.bytes);
         drop(state);
+        batch.filled =
+            batch.filled.next_multiple_of(if departed.bytes < BLOCK_SIZE { 8 } else { BLOCK_SIZE }) + departed.bytes;
         batch.bytes += departed.bytes;
         let (segments, bytes, size) = (departed.segments, departed.bytes, departed.size);
         batch.parts.push(Part { inode: inode.clone(), segments, bytes, size, writer });
         Ok(Loaded::Until(departed.end))
+    }
+
+    /// Bytes of one more file that fit into the batch's stripe.
+    fn room_in(&self, batch: &Batch) -> u64 {
+        (self.writeback.stripe() as u64).saturating_sub(batch.filled.next_multiple_of(BLOCK_SIZE))
     }
 
     /// Gives a batch to the workers, or commits it here if there are none.
@@ -208,7 +217,6 @@ impl Fs {
     /// Makes everything that is dirty now depart, packed. With `wait`, also waits until it has landed, and tells the first
     /// error. Nothing is durable yet.
     pub(super) fn flush_all(&self, wait: bool) -> Result<()> {
-        let stripe = self.writeback.stripe() as u64;
         let inodes: Vec<Arc<InodeState>> = self.writeback.listed();
         let mut outcome = Ok(());
         let mut told = |result: Result<()>| {
@@ -224,7 +232,7 @@ impl Fs {
             let mut departures = self.writeback.departures();
             let mut batch = Batch::new(&mut departures, Inline::Small);
             while let Some(inode) = todo.peek()
-                && batch.bytes < stripe
+                && self.room_in(&batch) > 0
                 && batch.parts.len() < PARTS
             {
                 let range = within.get_or_insert_with(|| {
@@ -236,7 +244,7 @@ impl Fs {
                 });
                 match self.load(&mut batch, inode, range.clone()) {
                     // There may be more of this file.
-                    Ok(Loaded::Until(end)) if batch.bytes >= stripe && end < range.end => {
+                    Ok(Loaded::Until(end)) if self.room_in(&batch) == 0 && end < range.end => {
                         range.start = end;
                         continue;
                     }
@@ -290,7 +298,7 @@ impl Batch {
     /// An empty batch with the next ticket.
     fn new(departures: &mut MutexGuard<'_, u64>, inline: Inline) -> Batch {
         **departures += 1;
-        Batch { ticket: **departures, inline, parts: Vec::new(), bytes: 0 }
+        Batch { ticket: **departures, inline, parts: Vec::new(), bytes: 0, filled: 0 }
     }
 
     fn writes(&self) -> impl Iterator<Item = ContentWrite> + '_ {

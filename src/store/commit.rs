@@ -60,6 +60,13 @@ pub struct ContentWrite {
     pub bytes: SharedBytes,
 }
 
+impl ContentWrite {
+    /// Whether `next` begins where this ends, in the same file.
+    pub fn is_followed_by(&self, next: &ContentWrite) -> bool {
+        self.ino == next.ino && self.offset + self.bytes.len() as u64 == next.offset
+    }
+}
+
 /// Stripe numbers reserved ahead by one durable transaction.
 const STRIPES_AHEAD: u64 = 1 << 16;
 

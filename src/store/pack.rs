@@ -62,7 +62,12 @@ fn pack(writes: &[ContentWrite], capacity: usize, goes_inline: impl Fn(&ContentW
         let mut skip = 0;
         while skip < whole {
             let left = whole - skip;
-            let start = open.used.next_multiple_of(if left >= BLOCK_SIZE as usize { BLOCK_SIZE as usize } else { 8 });
+            let align = if left >= BLOCK_SIZE as usize { BLOCK_SIZE as usize } else { 8 };
+            // What goes on where the write before it ended needs no gap: buffers end where they like.
+            let goes_on = skip == 0
+                && open.pieces.last().is_some_and(|piece| piece.write + 1 == index)
+                && writes[index - 1].is_followed_by(write);
+            let start = if goes_on { open.used } else { open.used.next_multiple_of(align) };
             let room = capacity.saturating_sub(start);
             if room == 0 || (room < left && room < SMALLEST_SPLIT && open.used > 0) {
                 plan.stripes.push(std::mem::take(&mut open));
@@ -130,6 +135,13 @@ mod tests {
         let writes: Vec<_> = (0..10_000).map(|ino| write(ino, 0, 4096)).collect();
         let plan = plan(&writes, 2 << 20, Inline::Small);
         assert_eq!(plan.stripes.len(), 10_000 * 4096 / (2 << 20) + 1);
+    }
+
+    #[test]
+    fn an_unaligned_stream_fills_stripes_without_a_rest() {
+        let writes = [write(1, 100, 8092), write(1, 8192, 8192), write(1, 16384, 8192), write(1, 24576, 100)];
+        let plan = plan(&writes, 24576, Inline::Small);
+        assert_eq!(plan.stripes.iter().map(|payload| payload.used).collect::<Vec<_>>(), [24576]);
     }
 
     #[test]
