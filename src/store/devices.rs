@@ -8,6 +8,7 @@
 //! - Stripe numbers handed out lie below the durable `NextStripe` counter.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::lock;
@@ -84,6 +85,8 @@ pub struct Devices {
     readers: Mutex<BTreeMap<TxnId, usize>>,
     /// Commits under way, by the lowest stripe number each may have been given.
     writers: Mutex<BTreeMap<u64, usize>>,
+    /// Bytes of content that writers were promised space for, or may be without being measured again.
+    pub promised: AtomicU64,
 }
 
 impl Devices {
@@ -98,6 +101,7 @@ impl Devices {
             stripes: Mutex::new(0..0),
             readers: Mutex::default(),
             writers: Mutex::default(),
+            promised: AtomicU64::new(0),
         }
     }
 
@@ -215,6 +219,11 @@ impl Devices {
             (allocator.free_blocks(member.id) + deferred).saturating_sub(kept)
         });
         placement::capacity(geometry, shard_blocks, &targets) * BLOCK_SIZE
+    }
+
+    /// Whether what writers were promised still fits when so many blocks of some devices are taken for something else.
+    pub fn keeps_promises(&self, taken: &(Vec<DeviceId>, u64)) -> bool {
+        self.free_payload(taken, false) >= self.promised.load(Ordering::Relaxed)
     }
 
     /// Payload bytes that would fit if all stripes were gone.

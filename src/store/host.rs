@@ -286,7 +286,11 @@ impl RedoLog for HostedLog {
         }
         let Some(meta) = lock(&self.meta).upgrade() else { return Ok(()) };
         let replicas = self.volume.stats().replicas;
+        let chunk = (replicas.clone(), u64::from(self.chunk_blocks));
         for _ in 0..lacking {
+            if !self.volume.is_short_of_chunks() && !self.host.devices.keeps_promises(&chunk) {
+                return Ok(());
+            }
             let claimed =
                 self.host.claim_ahead(&replicas, self.chunk_blocks, &mut |key| super::devices::load_bitmap(&meta, key));
             match claimed.and_then(|()| self.volume.reserve(self.volume.spare_chunks() + 1)) {

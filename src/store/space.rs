@@ -1,10 +1,12 @@
 //! Space accounting: what can be promised to writers.
 //!
 //! Invariants:
-//! - A promise is only given while free space, less the reserve and all promises, covers it.
+//! - A promise is only given while free space, less the reserve and all promises, covers it. Metadata takes nothing of what
+//!   was promised unless it cannot go on without.
 //! - Removing, evacuating and repairing take from the reserve and never ask.
 
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
 use super::{Store, lock};
 use crate::base::{Error, Result};
@@ -84,6 +86,7 @@ impl Store {
         }
         balance.headroom -= bytes;
         balance.promised += bytes;
+        self.tell_promises(&balance);
         Ok(Reservation { bytes })
     }
 
@@ -91,6 +94,14 @@ impl Store {
     pub fn release(&self, reservation: Reservation) {
         let mut balance = lock(&self.space.0);
         balance.promised -= reservation.bytes;
+        self.tell_promises(&balance);
+    }
+
+    /// Lets metadata know what it must not take.
+    fn tell_promises(&self, balance: &Balance) {
+        if let Some(devices) = &self.devices {
+            devices.promised.store(balance.promised + balance.headroom, Ordering::Relaxed);
+        }
     }
 
     /// Total, free and available space. What only waits for a durable point counts: before anybody is told that there is
