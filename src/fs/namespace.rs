@@ -135,6 +135,7 @@ impl Fs {
             check_new_name(name)?;
         }
         let parent = self.inner(parent)?;
+        let room = self.store.room_for_rows();
         self.mutate(|change| {
             let directory = change.load_directory(parent)?;
             let cookie = match name {
@@ -145,6 +146,7 @@ impl Fs {
                 },
             };
             attr::check_changeable(change.row(directory), true)?;
+            room?;
             let inherited = acl::inherit(change, directory, plan.mode, caller.umask)?;
             let row = first_row(change, directory, caller, plan, inherited.mode);
             let child = change.create(row)?;
@@ -173,6 +175,7 @@ impl Fs {
     pub fn link(&self, caller: &Caller, node: Ino, new_parent: Ino, new_name: &[u8]) -> Result<Entry> {
         check_new_name(new_name)?;
         let (ino, parent) = (self.inner(node)?, self.inner(new_parent)?);
+        let room = self.store.room_for_rows();
         self.mutate(|change| {
             let directory = change.load_directory(parent)?;
             let slot = change.load(ino)?;
@@ -189,6 +192,8 @@ impl Fs {
             if row.nlink >= LINK_MAX {
                 return Err(Error::TooManyLinks);
             }
+            room?;
+            let row = change.row(slot);
             if row.nlink == 0 {
                 if !change.is_linkable(slot) {
                     return Err(Error::NotFound);

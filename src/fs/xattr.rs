@@ -108,6 +108,7 @@ impl Fs {
         if value.len() > XATTR_SIZE_MAX {
             return Err(Error::TooBig);
         }
+        let room = self.store.room_for_rows();
         self.mutate(|change| {
             let slot = change.load(ino)?;
             check_settable(space, change.row(slot))?;
@@ -117,6 +118,7 @@ impl Fs {
                 XattrSet::Replace if !exists => return Err(Error::NoAttribute),
                 _ => {}
             }
+            room?;
             match space {
                 Namespace::Acl(which) => acl::set(change, slot, which, value, kill_sgid)?,
                 _ => put(change, slot, name, value)?,

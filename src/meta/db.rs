@@ -53,6 +53,10 @@ pub trait RedoLog: Send + Sync {
     fn checkpoint(&self, commit: &mut dyn FnMut() -> Result<()>) -> Result<()>;
     /// Whether a checkpoint is due.
     fn wants_checkpoint(&self) -> bool;
+    /// Whether so much redo since the last checkpoint may be all that there is space for.
+    fn is_tight(&self, _redo: u64) -> bool {
+        false
+    }
     /// Writes back what a checkpoint would have to, without holding anybody up.
     fn prewrite(&self) -> Result<()>;
     /// Refuses every write from now on.
@@ -106,6 +110,8 @@ pub(super) struct Writer {
     pub(super) journal: Head,
     pending: Vec<RedoGroup>,
     pending_bytes: usize,
+    /// Bytes of redo since the last checkpoint.
+    since_checkpoint: u64,
 }
 
 /// The database's transaction that finished ones of ours are in.
@@ -206,6 +212,7 @@ impl Meta {
                 journal,
                 pending: Vec::new(),
                 pending_bytes: 0,
+                since_checkpoint: 0,
             }),
             open: Mutex::new(None),
             unsettled: AtomicBool::new(false),
@@ -291,6 +298,7 @@ impl Meta {
                 writer.last = id;
                 writer.journal = finished.journal;
                 writer.pending_bytes += finished.redo.len();
+                writer.since_checkpoint += finished.redo.len() as u64;
                 writer.pending.push(RedoGroup { txn: id, changes: finished.redo });
                 committed(&answer);
                 self.committed.store(id.0, Ordering::Release);
@@ -421,8 +429,11 @@ impl Meta {
         if self.read_only {
             return Ok(());
         }
-        // There may have been no transaction since the pool was opened.
-        self.log.prepare()?;
+        // There may have been no transaction since the pool was opened. What is at hand may do.
+        match self.log.prepare() {
+            Ok(()) | Err(Error::NoSpace) => {}
+            Err(error) => return Err(error),
+        }
         let _seal = lock(&self.seal);
         self.check()?;
         self.log.prewrite().map_err(|error| self.poison(&error.to_string()))?;
@@ -443,6 +454,7 @@ impl Meta {
         self.poison_on_panic(|| self.settle_locked(&mut lock(&self.open)))
             .map_err(|error| self.poison(&error.to_string()))?;
         let (_, last) = writer.take_pending();
+        writer.since_checkpoint = 0;
         let commit = &mut || {
             let mut write = self.db().begin_write().map_err(store_error)?;
             write.set_durability(Durability::Immediate).map_err(store_error)?;
@@ -465,10 +477,14 @@ impl Meta {
         if self.log.wants_checkpoint() {
             return self.checkpoint();
         }
-        let full = {
+        let (full, redo) = {
             let writer = lock(&self.writer);
-            writer.pending_bytes > PENDING_BYTES || writer.pending.len() > PENDING_GROUPS
+            let full = writer.pending_bytes > PENDING_BYTES || writer.pending.len() > PENDING_GROUPS;
+            (full, writer.since_checkpoint)
         };
+        if self.log.is_tight(redo) {
+            return self.checkpoint();
+        }
         if full { self.durable_point() } else { Ok(()) }
     }
 

@@ -314,6 +314,10 @@ impl RedoLog for HostedLog {
         self.volume.wants_checkpoint()
     }
 
+    fn is_tight(&self, redo: u64) -> bool {
+        self.volume.is_tight(redo)
+    }
+
     fn prewrite(&self) -> Result<()> {
         self.volume.prewrite()
     }

@@ -11,7 +11,7 @@ use crate::format::rows::DeviceRow;
 use crate::format::table;
 use crate::meta::migrate::migrate;
 use crate::meta::volume::Volume;
-use crate::meta::{Meta, Reader, RedoGroup, check_database};
+use crate::meta::{Meta, Reader, RedoGroup, RedoLog, check_database};
 use crate::pool::{Member, Pool};
 
 impl Store {
@@ -121,6 +121,13 @@ fn assemble(
         log.claim_named(&mut lock(&devices.allocator), None);
     }
     let archives = Archives::load(pool, &devices, &meta);
+    if !is_new && !pool.is_read_only() {
+        // What was claimed ahead last time is free, and nobody else may have it.
+        match log.prepare() {
+            Ok(()) | Err(Error::NoSpace) => {}
+            Err(error) => return Err(error),
+        }
+    }
     migrate(&meta, pool.is_read_only())?;
     if !pool.is_read_only() {
         for member in without_row {

@@ -3,13 +3,14 @@
 //! Invariants:
 //! - A promise is only given while free space, less the reserve and all promises, covers it. Metadata takes nothing of what
 //!   was promised unless it cannot go on without.
-//! - Removing, evacuating and repairing take from the reserve and never ask.
+//! - Removing, evacuating and repairing take from the reserve and never ask; so it is with the metadata's own.
 
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use super::{Store, lock};
 use crate::base::{Error, Result};
+use crate::meta::RedoLog;
 
 /// What `df` tells, in bytes of file content.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -76,6 +77,10 @@ impl Store {
     pub fn reserve(&self, bytes: u64) -> Result<Reservation> {
         let mut balance = lock(&self.space.0);
         if bytes > balance.headroom {
+            // Content needs rows as well.
+            if self.log.as_deref().is_some_and(|log| log.volume.is_scarce()) {
+                return Err(Error::NoSpace);
+            }
             let (_, free, reserve) = self.measure(&balance, false);
             let available = free.saturating_sub(reserve).saturating_sub(balance.promised);
             if bytes > available {
@@ -88,6 +93,14 @@ impl Store {
         balance.promised += bytes;
         self.tell_promises(&balance);
         Ok(Reservation { bytes })
+    }
+
+    /// Says [`Error::NoSpace`] when the metadata has no room for more rows: whoever adds some asks first. Who removes
+    /// something never does; a part is kept for him.
+    pub fn room_for_rows(&self) -> Result<()> {
+        let Some(log) = self.log.as_deref().filter(|log| log.volume.is_scarce()) else { return Ok(()) };
+        log.prepare()?;
+        if log.volume.is_scarce() { Err(Error::NoSpace) } else { Ok(()) }
     }
 
     /// Gives a promise back: its content was committed or dropped.

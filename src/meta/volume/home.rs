@@ -14,6 +14,8 @@ const RUN_BLOCKS: usize = 256;
 const BATCH_BLOCKS: usize = 2048;
 /// New space that one checkpoint may write to before anybody can be asked for more.
 const SPREAD_BYTES: u64 = 2 << 20;
+/// New space kept for what frees some.
+const KEPT_BYTES: u64 = SPREAD_BYTES / 2;
 /// A device whose oldest request is this old is read last.
 const STALLED_NS: u64 = 50_000_000;
 
@@ -282,6 +284,18 @@ impl Core {
         let spread = SPREAD_BYTES.div_ceil(u64::from(self.geometry.data) * BLOCK_SIZE) as usize;
         let unmapped = all.saturating_sub(state.table.chunks.len()) + (all / 4).max(spread);
         (state.table.homeless() + ahead.min(unmapped) + 1).saturating_sub(spare)
+    }
+
+    /// Bytes that what is at hand takes, beyond what has no place yet.
+    pub fn room(&self) -> u64 {
+        let spare = lock(&self.root).spare.len();
+        let free = spare.saturating_sub(read(&self.state).table.homeless());
+        free as u64 * u64::from(self.geometry.data) * BLOCK_SIZE
+    }
+
+    /// Chunks at hand that only what frees space may use.
+    pub fn kept_chunks(&self) -> usize {
+        KEPT_BYTES.div_ceil(u64::from(self.geometry.data) * BLOCK_SIZE) as usize
     }
 
     /// Space for a chunk on every replica. The caller holds the root's lock, so no replica comes or goes.

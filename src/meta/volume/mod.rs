@@ -118,6 +118,9 @@ impl VolumeOptions {
 /// The fewest blocks a log can have.
 pub const MIN_LOG_BLOCKS: u32 = 64;
 
+/// Bytes of home that one byte of redo may make redb write to: a row of fifty, a leaf of its own.
+const GROWTH: u64 = 80;
+
 /// What the volume is doing.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct VolumeStats {
@@ -275,6 +278,17 @@ impl Volume {
     /// Whether the chunks at hand do not even last for what has no place yet and one more.
     pub fn is_short_of_chunks(&self) -> bool {
         self.spare_chunks() <= read(&self.core.state).table.homeless()
+    }
+
+    /// Whether there is no more space to be had, and changes that took so much redo may have used half of what is at hand:
+    /// redb keeps them to itself until a checkpoint, and only then it is known what is left.
+    pub fn is_tight(&self, redo: u64) -> bool {
+        self.core.lacking_chunks() > 0 && redo.saturating_mul(GROWTH) > self.core.room() / 2
+    }
+
+    /// Whether what is at hand is to be left to transactions that free space: to remove something, rows have to be written.
+    pub fn is_scarce(&self) -> bool {
+        self.spare_chunks() <= read(&self.core.state).table.homeless() + self.core.kept_chunks()
     }
 
     /// Takes space from the host until so many chunks are at hand.
