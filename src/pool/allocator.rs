@@ -50,12 +50,24 @@ fn row_key(device: DeviceId, part: usize) -> GroupKey {
     GroupKey { device, group: part as u32, part: 0 }
 }
 
+/// Requests that find nothing although there is something: how tests make each of them meet a full device. `nth` counts
+/// requests from now on: 0 is the next one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shortage {
+    pub nth: u64,
+    /// Later ones too.
+    pub sticky: bool,
+}
+
 /// The free space of all devices of a pool.
 #[derive(Default)]
 pub struct Allocator {
     devices: BTreeMap<DeviceId, Space>,
     /// Freed runs by the transaction that freed them.
     deferred: BTreeMap<TxnId, Vec<Run>>,
+    shortage: Option<Shortage>,
+    /// Requests the shortage met.
+    refused: u64,
 }
 
 impl Allocator {
@@ -100,9 +112,32 @@ impl Allocator {
         }
     }
 
+    /// Begins a shortage, or ends it; says how many requests the one before met.
+    pub fn run_short(&mut self, shortage: Option<Shortage>) -> u64 {
+        self.shortage = shortage;
+        std::mem::take(&mut self.refused)
+    }
+
+    /// Whether the shortage meets this request.
+    fn is_short(&mut self) -> bool {
+        let Some(shortage) = &mut self.shortage else { return false };
+        if let Some(left) = shortage.nth.checked_sub(1) {
+            shortage.nth = left;
+            return false;
+        }
+        if !shortage.sticky {
+            self.shortage = None;
+        }
+        self.refused += 1;
+        true
+    }
+
     /// Reserves `blocks` neighbouring blocks; `None` when the device has no such run. Near-sequential: large free runs
     /// are filled from end to end, then the smallest runs that do.
     pub fn reserve(&mut self, id: DeviceId, blocks: u32, load: &mut Loader<'_>) -> Result<Option<Run>> {
+        if self.is_short() {
+            return Ok(None);
+        }
         let Some(space) = self.devices.get_mut(&id).filter(|space| space.free >= u64::from(blocks) && blocks > 0)
         else {
             return Ok(None);
@@ -220,6 +255,9 @@ impl Allocator {
     /// Gives the metadata volume whole groups, empty ones from the end of the device, that hold `blocks` neighbouring
     /// blocks: the answer, claimed, covers those groups. `None` when there are none.
     pub fn claim_groups(&mut self, id: DeviceId, blocks: u32, load: &mut Loader<'_>) -> Result<Option<Run>> {
+        if self.is_short() {
+            return Ok(None);
+        }
         let Some(space) = self.devices.get_mut(&id).filter(|space| space.free >= u64::from(blocks) && blocks > 0)
         else {
             return Ok(None);

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use super::{Store, lock};
 use crate::base::{Error, Result};
 use crate::meta::RedoLog;
+use crate::pool::allocator::Shortage;
 
 /// What `df` tells, in bytes of file content.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -123,6 +124,11 @@ impl Store {
         let balance = lock(&self.space.0);
         let (total, free, reserve) = self.measure(&balance, true);
         Space { total: total - reserve, free, available: free.saturating_sub(reserve + balance.promised) }
+    }
+
+    /// Begins a shortage of blocks, or ends it, for tests; says how many requests the one before met.
+    pub fn run_short(&self, shortage: Option<Shortage>) -> u64 {
+        self.devices.as_deref().map_or(0, |devices| lock(&devices.allocator).run_short(shortage))
     }
 
     /// Total and free payload bytes, and what of them is kept back.

@@ -7,6 +7,7 @@ use argosfs::base::Prng;
 use argosfs::base::clock::ManualClock;
 use argosfs::device::sim::{Fault, On, SimWorld};
 use argosfs::fs::op::Op;
+use argosfs::pool::allocator::Shortage;
 
 use super::crash::{Checker, Effort, Tally};
 use super::machine::{Act, Base, Ended, Machine};
@@ -23,10 +24,14 @@ pub enum Kind {
     },
     /// No block that was never written can be.
     Full,
+    /// The allocator finds nothing.
+    Short {
+        sticky: bool,
+    },
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 7] = [
+pub const KINDS: [Kind; 9] = [
     Kind::Fail { on: On::Write, sticky: false },
     Kind::Fail { on: On::Write, sticky: true },
     Kind::Fail { on: On::Flush, sticky: false },
@@ -34,15 +39,38 @@ pub const KINDS: [Kind; 7] = [
     Kind::Fail { on: On::Read, sticky: false },
     Kind::Fail { on: On::Any, sticky: true },
     Kind::Full,
+    Kind::Short { sticky: false },
+    Kind::Short { sticky: true },
 ];
 
 impl Kind {
-    fn at(self, nth: u64) -> Fault {
-        match self {
+    /// Lets it happen at the `nth` request of each of the devices.
+    fn arm(self, world: &SimWorld, devices: &[usize], nth: u64) {
+        let fault = match self {
             Kind::Fail { on, sticky } => Fault::Fail { on, nth, sticky },
             Kind::Full => Fault::Full { spare_blocks: nth },
+            Kind::Short { .. } => return,
+        };
+        devices.iter().for_each(|index| world.fault(*index, fault.clone()));
+    }
+
+    /// The same for what happens above the devices.
+    fn arm_store(self, machine: &Machine, nth: u64) {
+        if let (Kind::Short { sticky }, Some(store)) = (self, machine.store()) {
+            store.run_short(Some(Shortage { nth, sticky }));
         }
     }
+
+    /// Whether nobody may be told anything while so few devices are at fault that the pool survives it.
+    fn is_hidden(self) -> bool {
+        !matches!(self, Kind::Full | Kind::Short { sticky: true })
+    }
+}
+
+/// Ends all faults; says how many there were: one for each device or shortage, however many requests failed.
+fn heal(machine: &Machine) -> u64 {
+    (0..machine.world.len()).for_each(|index| machine.world.heal(index));
+    machine.store().map_or(0, |store| store.run_short(None).min(1))
 }
 
 /// Devices on which a request failed.
@@ -60,29 +88,28 @@ pub fn during(
 ) -> Verdict<bool> {
     let mut machine = base.start(prng.next())?;
     let from = machine.world.record();
-    devices.iter().for_each(|index| machine.world.fault(*index, kind.at(nth)));
-    let mut usable = true;
+    kind.arm(&machine.world, devices, nth);
+    kind.arm_store(&machine, nth);
+    let (mut usable, mut short) = (true, 0);
     let overwhelmed = devices.len() > usize::from(base.shape.m);
-    let heal = |machine: &Machine| (0..base.shape.devices).for_each(|index| machine.world.heal(index));
     for act in acts {
-        if machine.try_act(act)? == Ended::Told {
+        if machine.try_act(act)? != Ended::Well {
             // So many may fail, and nobody but a full device may have anything to tell.
-            if !overwhelmed && kind != Kind::Full {
+            if !overwhelmed && (kind.is_hidden() || act.only_frees()) {
                 return Err(format!("{act:?} failed for {devices:?} alone: {}", machine.error()));
             }
-            heal(&machine);
+            short += heal(&machine);
             usable = machine.settle(overwhelmed)?;
             if !usable {
                 break;
             }
         }
     }
-    let failed = failed_devices(&machine.world);
+    let failed = failed_devices(&machine.world) + short + heal(&machine);
     tally.faults += failed;
-    heal(&machine);
     if usable && machine.settle(overwhelmed)? {
         // What is well again is used again; a filesystem that has ended itself says so.
-        if machine.try_act(&Act::Op(Op::Sync))? == Ended::Told && !overwhelmed && machine.settle(false)? {
+        if machine.try_act(&Act::Op(Op::Sync))? != Ended::Well && !overwhelmed && machine.settle(false)? {
             return Err(format!("sync fails after all is well again: {}", machine.error()));
         }
     }
@@ -115,7 +142,7 @@ pub fn while_opening(
     machine.leave();
     let at = from + prng.below(machine.world.record() - from + 1);
     let world = machine.world.crash_state(at, prng);
-    devices.iter().for_each(|index| world.fault(*index, kind.at(nth)));
+    kind.arm(&world, devices, nth);
     let all: Vec<usize> = (0..world.len()).collect();
     let mut open =
         || stack::open_at(&world, &all, &Process::new(), prng.next(), Arc::new(ManualClock::default())).map(drop);

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use argosfs::base::clock::ManualClock;
-use argosfs::base::{Clock, Prng};
+use argosfs::base::{Clock, Prng, Result};
 use argosfs::device::sim::SimWorld;
 use argosfs::fs::model::{Model, read_tree};
 use argosfs::fs::op::{Driver, Op, Outcome, Refusal};
 use argosfs::fs::{Fs, Options, RootOwner};
+use argosfs::store::Store;
 
 use super::past::{Past, Version};
 use crate::campaign::{Verdict, While, trace};
@@ -51,6 +52,55 @@ pub enum Ended {
     Well,
     /// Storage failed, and the caller was told.
     Told,
+    /// There was no space, and the caller was told.
+    Full,
+}
+
+impl Act {
+    /// Whether it only takes something away.
+    pub fn only_frees(&self) -> bool {
+        let Act::Op(op) = self else { return false };
+        matches!(op, Op::Unlink { .. } | Op::Rmdir { .. } | Op::RemoveXattr { .. } | Op::Forget { .. } | Op::Reclaim)
+    }
+
+    /// Whether it may be refused for want of space: what adds something, not what frees some, and not what makes durable
+    /// what was taken in.
+    pub fn may_find_no_space(&self) -> bool {
+        let Act::Op(op) = self else { return false };
+        matches!(
+            op,
+            Op::Make { .. }
+                | Op::Tmpfile { .. }
+                | Op::Link { .. }
+                | Op::Rename { .. }
+                | Op::Write { .. }
+                | Op::Fallocate { .. }
+                | Op::Copy { .. }
+                | Op::SetXattr { .. }
+                | Op::SetAcl { .. }
+        )
+    }
+}
+
+/// How it ends when no model foretells the outcome; `None` when that must not be.
+fn unforeseen(outcome: &Outcome) -> Option<Ended> {
+    match outcome {
+        Outcome::Refused(Refusal::Storage) => Some(Ended::Told),
+        Outcome::Refused(Refusal::NoSpace) => Some(Ended::Full),
+        _ => None,
+    }
+}
+
+/// What came of something that no caller asked for.
+fn upkeep(done: Result<()>) -> (Outcome, Ended) {
+    match done {
+        Ok(()) => (Outcome::Done, Ended::Well),
+        Err(error) => {
+            let outcome = Outcome::Refused(Refusal::from(&error));
+            let ended = unforeseen(&outcome).unwrap_or(Ended::Told);
+            (outcome, ended)
+        }
+    }
 }
 
 impl Base {
@@ -96,7 +146,7 @@ impl Machine {
     pub fn act(&mut self, act: &Act) -> Verdict {
         match self.try_act(act)? {
             Ended::Well => Ok(()),
-            Ended::Told => Err(format!("{act:?}: {}", self.error())),
+            Ended::Told | Ended::Full => Err(format!("{act:?}: {}", self.error())),
         }
     }
 
@@ -105,14 +155,13 @@ impl Machine {
         let began = self.world.record();
         let Some(driver) = &mut self.driver else { return Err(format!("{act:?} after the end")) };
         let mut model = self.past.now().model.clone();
-        let failed = |error: argosfs::base::Error| Outcome::Refused(Refusal::from(&error));
         let (outcome, ended) = match act {
             Act::Op(op) => {
                 let (now, outcome) = driver.apply(op);
-                let ended = match model.check(op, now, &outcome) {
-                    Ok(()) => Ended::Well,
-                    Err(_) if is_storage(&outcome) => Ended::Told,
-                    Err(why) => return Err(format!("{op:?}: {why}: {:?}", driver.error())),
+                let ended = match (model.check(op, now, &outcome), unforeseen(&outcome)) {
+                    (Ok(()), _) => Ended::Well,
+                    (Err(_), Some(ended)) => ended,
+                    (Err(why), None) => return Err(format!("{op:?}: {why}: {:?}", driver.error())),
                 };
                 (outcome, ended)
             }
@@ -122,8 +171,7 @@ impl Machine {
                     Act::Checkpoint => store.meta().checkpoint(),
                     _ => store.tidy_step(true).and_then(|_| store.discard_step()).map(drop),
                 };
-                let ended = if done.is_ok() { Ended::Well } else { Ended::Told };
-                (done.map_or_else(failed, |()| Outcome::Done), ended)
+                upkeep(done)
             }
             Act::Umount => {
                 let fs = self.driver.take().expect("there is one").into_fs();
@@ -133,8 +181,7 @@ impl Machine {
                     drop(fs);
                     Arc::into_inner(store).expect("nobody else holds the store").close()
                 });
-                let ended = if done.is_ok() { Ended::Well } else { Ended::Told };
-                (done.map_or_else(failed, |()| Outcome::Done), ended)
+                upkeep(done)
             }
         };
         trace(|| format!("{began}..{}: {act:?}: {outcome:?}", self.world.record()));
@@ -159,7 +206,12 @@ impl Machine {
         if driver.fs().store().meta().check().is_err() {
             return Ok(false);
         }
-        self.past.settle(found).map(|()| true)
+        self.past.settle(found, self.clock.now()).map(|()| true)
+    }
+
+    /// The store below, while it runs.
+    pub fn store(&self) -> Option<&Arc<Store>> {
+        self.driver.as_ref().map(|driver| driver.fs().store())
     }
 
     /// The newest error.
@@ -171,9 +223,4 @@ impl Machine {
     pub fn leave(&mut self) {
         self.driver = None;
     }
-}
-
-/// Whether a refusal may come of storage that fails.
-fn is_storage(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Refused(Refusal::Storage | Refusal::NoSpace))
 }

@@ -170,18 +170,34 @@ impl Past {
         self.versions.push(version);
     }
 
-    /// What was refused last is in `found`, the live tree, or it is not: one of them is certain from now on.
-    pub fn settle(&mut self, found: Tree) -> Verdict {
+    /// What was refused last is in `found`, the live tree, or it is not: one of them is certain from now on. The tree was
+    /// read at `now`, which leaves access times.
+    pub fn settle(&mut self, found: Tree, now: Timestamp) -> Verdict {
+        self.decide(found)?;
+        if let Some(newest) = self.versions.last_mut() {
+            newest.model.tree(now);
+        }
+        Ok(())
+    }
+
+    fn decide(&mut self, found: Tree) -> Verdict {
         let found = found.without_access_times();
-        let Some(difference) = found.difference(&self.now().tree) else { return Ok(()) };
-        let [.., before, last] = self.versions.as_slice() else { return Err(difference) };
+        let difference = found.difference(&self.now().tree);
+        let [.., before, last] = self.versions.as_slice() else { return difference.map_or(Ok(()), Err) };
         if last.acknowledged {
-            return Err(format!("after {}: {difference}", last.what));
+            return difference.map_or(Ok(()), |difference| Err(format!("after {}: {difference}", last.what)));
         }
-        if let Some(other) = found.difference(&before.tree) {
-            return Err(format!("{} failed, and is neither done: {difference}\n  nor not done: {other}", last.what));
+        // Of what has no name the tree says nothing: it is as it was, like the rest.
+        match (found.difference(&before.tree), difference) {
+            (None, _) => drop(self.versions.pop()),
+            (Some(_), None) => {}
+            (Some(other), Some(difference)) => {
+                return Err(format!(
+                    "{} failed, and is neither done: {difference}\n  nor not done: {other}",
+                    last.what
+                ));
+            }
         }
-        self.versions.pop();
         Ok(())
     }
 
