@@ -162,12 +162,21 @@ impl Fs {
 
     /// Deletes the inodes. One that cannot be deleted does not keep the others: it stays in `orphans` for fsck.
     fn reclaim_batch(&self, batch: &[Ino]) -> Result<()> {
-        for ino in batch.iter().filter(|ino| !self.inodes.is_referenced(**ino)) {
+        let mut given_up = Vec::with_capacity(batch.len());
+        for ino in batch {
             let state = self.inodes.state(*ino);
-            let nameless = state.live().row.as_ref().is_some_and(|row| row.nlink == 0);
-            if nameless {
+            // What cannot be read cannot be deleted either, which then says why.
+            let nameless = self.filled(&state).map_or(true, |live| live.row.as_ref().is_some_and(|row| row.nlink == 0));
+            // In this order: without a name, no reference is new. Nothing is deleted whose content was not discarded: who
+            // gives it up after this moment queues it.
+            if nameless && !self.inodes.is_referenced(*ino) {
                 self.discard_content(&state);
+                given_up.push(*ino);
             }
+        }
+        let batch = given_up.as_slice();
+        if batch.is_empty() {
+            return Ok(());
         }
         let again = self.mutate(|change| self.delete_inodes(change, batch));
         let again = match again {
