@@ -6,6 +6,7 @@ pub mod error;
 pub mod file;
 pub mod ids;
 pub mod rng;
+pub mod sync;
 pub mod units;
 
 pub use clock::{Clock, SystemClock, Timestamp};

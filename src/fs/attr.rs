@@ -2,7 +2,7 @@
 //!
 //! Invariant: a pending access time belongs to a state held in [`LazyTimes`] until it is written.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::change::{Change, Slot};
 use super::handle::{InoMap, InodeState};
@@ -10,6 +10,7 @@ use super::{Fs, acl, lock, truncate, xattr};
 use crate::base::file::{
     Attr, Caller, FILE_SIZE_MAX, FileType, MODE_BITS, S_IFMT, S_ISGID, S_ISUID, S_IXGRP, SetAttr, SetTime,
 };
+use crate::base::sync::Mutex;
 use crate::base::{Error, Ino, Result, Timestamp};
 use crate::format::rows::{FLAG_APPEND, FLAG_IMMUTABLE, InodeRow, JournalOp};
 use crate::format::table::Inodes;

@@ -1,11 +1,11 @@
 //! The threads of an open filesystem: some commit content, one looks after everything that is due.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::Fs;
+use crate::base::sync::atomic::{AtomicBool, Ordering};
+use crate::base::sync::thread::{self, JoinHandle};
 use crate::base::{Error, Result};
 
 /// Threads that commit content. More than there are processors: they wait for devices most of the time.
@@ -118,6 +118,6 @@ impl Drop for Background {
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
-    let thread = std::thread::Builder::new().name(name.into());
+    let thread = thread::Builder::new().name(name.into());
     thread.spawn(body).map_err(|source| Error::io("the system", "starting a thread", source))
 }

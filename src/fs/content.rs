@@ -16,12 +16,13 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
 use super::lock;
 use super::overlay::{Buffers, Overlay};
 use crate::base::Error;
+use crate::base::sync::atomic::{AtomicU32, Ordering};
+use crate::base::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::store::{Reservation, SharedBytes};
 
 /// Pieces of content that do not change any more: ascending, not overlapping.

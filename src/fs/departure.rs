@@ -8,11 +8,12 @@
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 
 use super::Fs;
 use super::content::{Content, Segments, retell};
 use super::handle::InodeState;
+use crate::base::sync::MutexGuard;
 use crate::base::{BLOCK_SIZE, Error, Ino, Result};
 use crate::format::rows::{InodeRow, JournalOp};
 use crate::format::table::Inodes;

@@ -35,8 +35,9 @@ mod xattr;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
+use crate::base::sync::{Mutex, MutexGuard, lock};
 use crate::meta::names::NAME_KEY;
 use change::Numbers;
 use dentry::NameHasher;
@@ -48,12 +49,6 @@ use crate::format::rows::{ConfigKey, Counter, InodeRow};
 use crate::format::table::{Config, Inodes as InodeTable};
 use crate::meta::{Reader, Tx};
 use crate::store::Store;
-
-/// Locks a mutex; a panic of another holder does not make the data unusable, because every critical section leaves it
-/// consistent at each step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
 
 /// Bits of a node id that are the inode number; those above are the view.
 const INO_BITS: u32 = 48;

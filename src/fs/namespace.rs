@@ -4,6 +4,7 @@ use super::change::{Change, Slot, new_row};
 use super::dentry::{self, Place};
 use super::{Fs, acl, attr};
 use crate::base::file::{Caller, Entry, FileType, MODE_BITS, S_ISGID, SYMLINK_MAX};
+use crate::base::sync::thread;
 use crate::base::{Error, Ino, Result};
 use crate::format::rows::{ExtentBody, ExtentRow, InodeRow, JournalOp};
 use crate::format::table::{Inodes, Orphans};
@@ -61,7 +62,7 @@ impl Fs {
                     _ => Ok(()),
                 }
             })?;
-            std::thread::yield_now();
+            thread::yield_now();
         }
         Err(Error::NotFound)
     }

@@ -8,11 +8,11 @@
 
 use std::collections::VecDeque;
 use std::ops::Bound;
-use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
 use super::change::Change;
 use super::{Fs, lock, xattr};
+use crate::base::sync::{Condvar, Mutex, PoisonError};
 use crate::base::{Error, Ino, Result};
 use crate::format::rows::JournalOp;
 use crate::format::table::Orphans;
@@ -130,7 +130,7 @@ impl Fs {
         let mut ready = lock(&self.orphans.ready);
         for (patience, waiting) in [(timeout, 0), (GATHER.min(timeout), BATCH - 1)] {
             let waited = self.orphans.wake.wait_timeout_while(ready, patience, few(waiting));
-            ready = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            ready = waited.unwrap_or_else(PoisonError::into_inner).0;
             if ready.inodes.is_empty() {
                 break;
             }

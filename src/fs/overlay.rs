@@ -6,9 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Mutex;
 
 use super::lock;
+use crate::base::sync::Mutex;
 
 /// A piece of content on its way out.
 pub type Segment = (u64, Vec<u8>);

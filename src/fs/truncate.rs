@@ -1,7 +1,7 @@
 //! Changing a file's size, and the exclusion that every change of a file's shape needs.
 
 use std::ops::Range;
-use std::sync::{Arc, RwLockWriteGuard};
+use std::sync::Arc;
 
 use super::change::{Change, Slot};
 use super::handle::InodeState;
@@ -9,6 +9,7 @@ use super::{Fs, attr};
 use crate::base::Error;
 use crate::base::Result;
 use crate::base::file::FileType;
+use crate::base::sync::RwLockWriteGuard;
 
 /// The right to change the shape of one file's content: nobody writes to it meanwhile.
 ///

@@ -7,8 +7,7 @@
 //! Invariant: `dirty` and `flying` are the sums over all files; together they stay below the bound, give or take one write.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::content::{Returned, State, retell};
@@ -16,6 +15,8 @@ use super::departure::Batch;
 use super::handle::InodeState;
 use super::overlay::Buffers;
 use super::{Fs, lock};
+use crate::base::sync::atomic::{AtomicU64, Ordering};
+use crate::base::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError, wait_or_look_again};
 use crate::base::{Error, Ino, Result};
 use crate::store::Store;
 
@@ -259,7 +260,7 @@ impl Fs {
             {
                 return Err(retell(error));
             }
-            drop(writeback.room_made.wait_timeout(room, LOOK_AGAIN).unwrap_or_else(PoisonError::into_inner));
+            wait_or_look_again(&writeback.room_made, room, LOOK_AGAIN);
         }
     }
 

@@ -11,14 +11,15 @@
 //! - After a failed barrier, append or commit nothing is acknowledged any more: the store is poisoned.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use redb::{Database, Durability};
 
 use super::journal::Head;
 use super::tables::{Write, store_error};
 use super::tx::{Reader, Scratch, Tx, View, apply};
+use crate::base::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::base::sync::{Mutex, lock};
 use crate::base::{Clock, Error, Result, TxnId};
 use crate::format::rows::Counter;
 
@@ -153,10 +154,6 @@ pub struct Meta {
     durable: AtomicU64,
     poisoned: Mutex<Option<String>>,
     read_only: bool,
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl Meta {

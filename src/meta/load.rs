@@ -3,11 +3,12 @@
 
 use std::sync::atomic::Ordering;
 
-use super::db::{Meta, lock};
+use super::db::Meta;
 use super::journal::Head;
 use super::redo;
 use super::tables::Write;
 use super::tx::{Reader, apply};
+use crate::base::sync::lock;
 use crate::base::{Error, Result, TxnId};
 use crate::format::rows::Counter;
 use crate::format::table::TABLES;

@@ -7,14 +7,15 @@
 //! - An archive changes no row: writing one never makes it out of date.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use super::commit::{ContentWrite, SharedBytes, Written};
 use super::devices::{Devices, load_bitmap, run_of};
 use super::maintain::Progress;
 use super::repair::{Repaired, write_shard};
 use super::{Store, lock, pack};
+use crate::base::sync::atomic::{AtomicU64, Ordering};
+use crate::base::sync::{Mutex, MutexGuard};
 use crate::base::{BLOCK_SIZE, BlockNo, DeviceId, Error, Incarnation, Ino, Result, StripeId, TxnId, Uuid};
 use crate::device::buffer::AlignedBuf;
 use crate::format::label::{Archive, LIST_MAX, ShardLocation, StripeLocation};

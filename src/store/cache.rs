@@ -7,10 +7,11 @@
 //!   read again and again.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::lock;
 use crate::base::StripeId;
+use crate::base::sync::Mutex;
 
 /// Payload bytes of a unit; the last one of a stripe may be shorter.
 pub const UNIT: usize = 64 << 10;

@@ -7,13 +7,13 @@
 //! - What has no extent in the end is not live: a new stripe none of whose pieces moved is not made at all.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 
 use super::commit::{ContentWrite, SharedBytes, Written};
 use super::devices::Devices;
 use super::extents::{self, Ledger};
 use super::pack::{self, INLINE_SMALL};
 use super::{Store, lock};
+use crate::base::sync::Mutex;
 use crate::base::{Ino, Result, StripeId, TxnId};
 use crate::format::rows::{ExtentBody, ExtentKey, ExtentRow, StripeRow};
 use crate::format::table::{Extents, StripeLive, Stripes};

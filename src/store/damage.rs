@@ -5,9 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, Range};
-use std::sync::Mutex;
 
 use super::{Store, extents, lock};
+use crate::base::sync::Mutex;
 use crate::base::{BLOCK_SIZE, Error, Ino, Result, StripeId, Timestamp};
 use crate::format::rows::{DamageRow, ExtentBody, ExtentKey};
 use crate::format::table::{Damage, Extents, Stripes};

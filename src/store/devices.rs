@@ -8,10 +8,11 @@
 //! - Stripe numbers handed out lie below the durable `NextStripe` counter.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::lock;
+use crate::base::sync::Mutex;
+use crate::base::sync::atomic::{AtomicU64, Ordering};
 use crate::base::{BLOCK_SIZE, DeviceId, Error, Incarnation, Result, StripeId, TxnId, Uuid};
 use crate::device::{Op, Request};
 use crate::erasure::{Codec, Geometry};

@@ -7,11 +7,11 @@
 //! - It is a hint: a device that fails it, or is not interested, is left alone until the pool is opened again or trimmed.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::devices::{Devices, load_bitmap};
 use super::{Store, lock};
+use crate::base::sync::Mutex;
+use crate::base::sync::atomic::{AtomicBool, Ordering};
 use crate::base::{BLOCK_SIZE, BlockNo, DeviceId, Result};
 use crate::pool::allocator::Run;
 

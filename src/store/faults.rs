@@ -2,10 +2,10 @@
 //! what is damaged is found again when it is read.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 
 use super::lock;
 use crate::base::DeviceId;
+use crate::base::sync::Mutex;
 use crate::pool::stripe_io::{BadShard, Fault};
 
 /// What was seen of one device.

@@ -6,11 +6,12 @@
 //! - What is claimed and not named by a stored root is free again after a restart.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::devices::{Devices, Member, Membership};
 use super::lock;
+use crate::base::sync::Mutex;
+use crate::base::sync::atomic::{AtomicBool, Ordering};
 use crate::base::{BlockNo, Blocks, DeviceId, Error, Incarnation, Result, Uuid};
 use crate::device::{Device, Engine};
 use crate::erasure::Geometry;

@@ -23,9 +23,10 @@ pub mod repair;
 pub mod space;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
+use crate::base::sync::atomic::{AtomicU64, Ordering};
+use crate::base::sync::{Mutex, lock};
 use crate::base::{Clock, DeviceId, Ino, Result, StripeId, TxnId};
 use crate::meta::migrate::migrate;
 use crate::meta::volume::VolumeStats;
@@ -49,12 +50,6 @@ mod archive_tests;
 pub(crate) mod open_tests;
 #[cfg(test)]
 mod tests;
-
-/// Locks a mutex; a panic of another holder does not make the data unusable, because every critical section leaves it
-/// consistent at each step.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
 
 /// Content and metadata of one open pool.
 pub struct Store {

@@ -1,11 +1,12 @@
 //! Making a pool's store, and opening one after whatever happened to it.
 
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
 use super::archive::Archives;
 use super::devices::Devices;
 use super::host::{Host, HostedLog, PoolMembership, volume_options};
 use super::{Store, lock};
+use crate::base::sync::Mutex;
 use crate::base::{Clock, DeviceId, Error, Result};
 use crate::format::rows::DeviceRow;
 use crate::format::table;

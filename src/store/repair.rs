@@ -7,10 +7,10 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Bound;
-use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::devices::{Devices, load_bitmap, run_of};
 use super::{Ledger, Store, bitmap, lock};
+use crate::base::sync::{Condvar, Mutex, PoisonError};
 use crate::base::{BLOCK_SIZE, DeviceId, Error, Result, StripeId};
 use crate::device::buffer::AlignedBuf;
 use crate::format::intent::Intent;

@@ -5,10 +5,9 @@
 //!   was promised unless it cannot go on without.
 //! - Removing, evacuating and repairing take from the reserve and never ask; so it is with the metadata's own.
 
-use std::sync::Mutex;
-use std::sync::atomic::Ordering;
-
 use super::{Store, lock};
+use crate::base::sync::Mutex;
+use crate::base::sync::atomic::Ordering;
 use crate::base::{Error, Result};
 use crate::meta::RedoLog;
 use crate::pool::allocator::Shortage;

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound::Unbounded;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::commit::{ContentWrite, Inline, SharedBytes};
 use super::devices::{Devices, Member, Membership};
 use super::{Store, extents, lock};
 use crate::base::clock::SteppingClock;
+use crate::base::sync::Mutex;
 use crate::base::{DeviceId, Error, Incarnation, Ino, Prng, Result, StripeId, Uuid};
 use crate::device::sim::{DiscardMode, SimWorld};
 use crate::device::{Device, Engine, InlineEngine};

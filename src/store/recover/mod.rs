@@ -12,12 +12,13 @@ mod newer;
 mod older;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
 use super::devices::Devices;
 use super::host::{Host, HostedLog, PoolMembership, volume_options};
 use super::open::choose_replicas;
 use super::{archive, lock};
+use crate::base::sync::Mutex;
 use crate::base::{BlockNo, Clock, DeviceId, Error, Result};
 use crate::format::rows::{GROUP_PART_BLOCKS, GroupKey};
 use crate::meta::migrate::migrate;
