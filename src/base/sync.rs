@@ -26,7 +26,7 @@ use std::time::Duration;
 pub use std::sync::{PoisonError, TryLockError};
 
 #[cfg(all(test, feature = "shuttle"))]
-pub use explore::explore;
+pub use explore::{choose, explore};
 
 /// Locks a mutex; a panic of another holder does not make the data unusable, because every critical section leaves it
 /// consistent at each step.
@@ -50,6 +50,7 @@ pub fn wait_or_look_again<T>(condvar: &Condvar, guard: MutexGuard<'_, T>, limit:
 mod explore {
     use std::sync::Arc;
 
+    use shuttle::rand::Rng;
     use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler};
     use shuttle::{Config, Runner};
 
@@ -66,10 +67,10 @@ mod explore {
     /// priorities that change a few times.
     ///
     /// `ARGOSFS_SCHEDULES` multiplies how many there are, `ARGOSFS_SEED` makes them others. An order that fails is printed
-    /// as a line of digits; `ARGOSFS_SCHEDULE=<that line>` runs it alone:
+    /// as lines of digits; given those, the test runs it alone:
     ///
     /// ```text
-    /// ARGOSFS_SCHEDULE=9101.. cargo test --features shuttle --lib shuttle::NAME -- --nocapture
+    /// ARGOSFS_SCHEDULE="9101.." cargo test --features shuttle --lib shuttle::NAME -- --nocapture
     /// ```
     pub fn explore(schedules: usize, model: impl Fn() + Send + Sync + 'static) {
         let model = Arc::new(model);
@@ -84,12 +85,20 @@ mod explore {
             config
         };
         if let Ok(schedule) = std::env::var("ARGOSFS_SCHEDULE") {
-            Runner::new(ReplayScheduler::new_from_encoded(schedule.trim()), config()).run(run());
+            let mut scheduler = ReplayScheduler::new_from_encoded(schedule.trim());
+            // What does not fail any more may go on for longer.
+            scheduler.set_allow_incomplete();
+            Runner::new(scheduler, config()).run(run());
             return;
         }
         let seed = number("ARGOSFS_SEED").unwrap_or(1);
         let each = schedules * number("ARGOSFS_SCHEDULES").unwrap_or(1) as usize / 2;
         Runner::new(RandomScheduler::new_from_seed(seed, each), config()).run(run());
         Runner::new(PctScheduler::new_from_seed(seed, DEPTH, each), config()).run(run());
+    }
+
+    /// A number below `end`, chosen within a model and the same when its order is run again.
+    pub fn choose(end: u64) -> u64 {
+        shuttle::rand::thread_rng().gen_range(0..end)
     }
 }

@@ -1,5 +1,8 @@
 //! Transactions that share one of the database's: alone when refused, seen at once when acknowledged.
 
+#[cfg(feature = "shuttle")]
+mod shuttle;
+
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

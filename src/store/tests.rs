@@ -1,5 +1,8 @@
 //! The store over simulated devices, with its metadata in memory.
 
+#[cfg(feature = "shuttle")]
+mod shuttle;
+
 use std::collections::BTreeMap;
 use std::ops::Bound::Unbounded;
 use std::sync::Arc;

@@ -10,6 +10,8 @@ mod content_threads;
 mod listing;
 mod names;
 mod orphans;
+#[cfg(feature = "shuttle")]
+mod shuttle;
 mod threads;
 mod xattrs;
 
