@@ -10,6 +10,7 @@
 pub mod abi;
 pub mod adapter;
 mod buffer;
+mod crew;
 pub mod errno;
 pub mod handler;
 pub mod mount;
@@ -22,8 +23,8 @@ pub mod session;
 pub mod workers;
 
 pub use buffer::Buffer;
+pub use crew::Ended;
 pub use handler::Filesystem;
 pub use mount::MountOptions;
 pub use report::Report;
 pub use session::{Notifier, Session};
-pub use workers::Ended;

@@ -16,13 +16,14 @@ use zerocopy::IntoBytes;
 use super::abi::{self, notify};
 use super::adapter::Adapter;
 use super::buffer::Buffer;
+use super::crew::Ended;
 use super::handler::Filesystem;
 use super::mount::{Mount, MountOptions};
 use super::negotiate::{Agreement, negotiate};
 use super::reply::{Channel, Reply};
 use super::report::Report;
 use super::request::{Dialect, Operation, Request};
-use super::workers::{Ended, Port, Workers};
+use super::workers::{Port, Workers};
 use crate::base::{Error, Ino, Result};
 
 /// Readahead of a mount made by root, in KiB: enough to keep four requests of the largest size under way.
