@@ -2,6 +2,8 @@
 //!
 //! Invariants:
 //! - `reading` counts the threads in a read or on their way to one; whoever calls or starts a reader counts it first.
+//! - Who leaves the last read sees everybody who is parked, and who is about to park sees that nobody reads: one of the
+//!   two goes on reading, unless `threads_max` threads are busy.
 //! - At most `readers_max` threads wait in reads.
 
 use std::io;
@@ -89,6 +91,10 @@ impl Crew {
             return true;
         }
         let mut state = self.lock();
+        // The last reader may have left meanwhile, and found nobody to call.
+        if self.take_reader_slot() {
+            return true;
+        }
         state.parked += 1;
         for (patience, last) in [(SURPLUS_WARMTH, false), (SURPLUS_LIFE, true)] {
             state = self
@@ -143,5 +149,104 @@ impl Crew {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod shuttle {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::base::sync::thread::{self, Scope};
+    use crate::base::sync::{choose, explore};
+
+    #[derive(Clone, Copy)]
+    enum Request {
+        Quick,
+        /// Is served only after a `Release` was.
+        Waits,
+        Release,
+    }
+
+    /// A kernel with requests.
+    #[derive(Default)]
+    struct Kernel {
+        /// Those to come; `None` is the end.
+        queue: Mutex<VecDeque<Option<Request>>>,
+        come: Condvar,
+        /// How many were served, and how many of them release.
+        served: Mutex<(usize, usize)>,
+        released: Condvar,
+    }
+
+    impl Kernel {
+        fn send(&self, request: Option<Request>) {
+            lock(&self.queue).push_back(request);
+            self.come.notify_all();
+        }
+
+        fn read(&self) -> Option<Request> {
+            let queue = lock(&self.queue);
+            let mut queue = self.come.wait_while(queue, |queue| queue.is_empty()).unwrap();
+            // Everybody is told of the end.
+            queue.front().copied().flatten().inspect(|_| {
+                queue.pop_front();
+            })
+        }
+
+        fn serve(&self, request: Request) {
+            let mut served = lock(&self.served);
+            match request {
+                Request::Quick => {}
+                Request::Waits => served = self.released.wait_while(served, |served| served.1 == 0).unwrap(),
+                Request::Release => {
+                    served.1 += 1;
+                    self.released.notify_all();
+                }
+            }
+            served.0 += 1;
+        }
+    }
+
+    fn work<'scope>(kernel: &'scope Kernel, crew: &'scope Crew, scope: &'scope Scope<'scope, '_>) {
+        while let Some(request) = kernel.read() {
+            if crew.leave_read() {
+                add_reader(kernel, crew, scope);
+            }
+            kernel.serve(request);
+            if !crew.read_again(|| ()) {
+                return;
+            }
+        }
+        crew.end(Ok(Ended::Unmounted));
+    }
+
+    fn add_reader<'scope>(kernel: &'scope Kernel, crew: &'scope Crew, scope: &'scope Scope<'scope, '_>) {
+        let start = || {
+            scope.spawn(|| work(kernel, crew, scope));
+            Ok(())
+        };
+        crew.add_reader(start).unwrap();
+    }
+
+    #[test]
+    fn requests_that_wait_never_keep_others_from_being_read() {
+        explore(3000, || {
+            let threads = 2 + choose(2) as usize;
+            let crew = Crew::new(threads, 1 + choose(2) as usize);
+            let kernel = Kernel::default();
+            let mut requests = vec![Request::Quick; 2];
+            requests.extend(vec![Request::Waits; threads - 1]);
+            requests.extend([Request::Quick, Request::Release, Request::Quick]);
+            thread::scope(|scope| {
+                add_reader(&kernel, &crew, scope);
+                requests.iter().for_each(|request| kernel.send(Some(*request)));
+                kernel.send(None);
+            });
+            assert_eq!(crew.outcome().unwrap(), Ended::Unmounted);
+            assert_eq!(lock(&kernel.served).0, requests.len());
+            let state = crew.lock();
+            assert_eq!((state.parked, state.called), (0, 0));
+        });
     }
 }
