@@ -109,9 +109,9 @@ impl Store {
 
     /// Works off the plans to rebuild; where nothing is left to do, the plan goes.
     fn settle_intents(&self) -> Result<()> {
-        let mut from = 0;
+        let mut after = None;
         loop {
-            match self.rebuild_step(&mut from) {
+            match self.rebuild_step(&mut after) {
                 Ok(Some(_)) => {}
                 Ok(None) => return Ok(()),
                 // Lost, and counted by whoever went through all stripes: no reason to leave the rest.

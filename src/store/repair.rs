@@ -14,9 +14,10 @@ use crate::base::sync::{Condvar, Mutex, PoisonError};
 use crate::base::{BLOCK_SIZE, DeviceId, Error, Result, StripeId};
 use crate::device::buffer::AlignedBuf;
 use crate::format::intent::Intent;
+use crate::format::record::{Key, Row};
 use crate::format::rows::{Counter, Placement, StripeRow, StripeState};
 use crate::format::shard::ShardHeader;
-use crate::format::table::{Intents, Stripes};
+use crate::format::table::{Intents, Stripes, Table};
 use crate::meta::{Reader, Visit};
 use crate::pool::allocator::Loader;
 use crate::pool::stripe_io::{self, BadShard, Fault};
@@ -262,12 +263,16 @@ impl Store {
         })
     }
 
-    /// Works off the first stored intent to rebuild from `from` on, and leaves `from` behind it; `None` when there is none.
-    pub fn rebuild_step(&self, from: &mut u64) -> Result<Option<Repaired>> {
+    /// Works off the first stored intent to rebuild behind `after`, and sets `after` to it; `None` when there is none.
+    pub(super) fn rebuild_step(&self, after: &mut Option<u64>) -> Result<Option<Repaired>> {
         let mut next = None;
+        let mut low = Vec::new();
+        Key::encode(&after.unwrap_or(0), &mut low);
+        let low = if after.is_some() { Bound::Excluded(&*low) } else { Bound::Unbounded };
         self.view(|view| {
-            view.scan::<Intents>((Bound::Included(*from), Bound::Unbounded), |id, intent| {
-                if let Intent::Rebuild { stripe } = intent {
+            view.scan_raw(Intents::ID, (low, Bound::Unbounded), false, &mut |key, intent| {
+                // What cannot be read is for fsck to name, and no reason to leave the rest.
+                if let (Ok(id), Ok(Intent::Rebuild { stripe })) = (<u64 as Key>::decode(key), Intent::decode(intent)) {
                     next = Some((id, StripeId(stripe)));
                     return Ok(Visit::Break(()));
                 }
@@ -275,7 +280,7 @@ impl Store {
             })
         })?;
         let Some((id, stripe)) = next else { return Ok(None) };
-        *from = id + 1;
+        *after = Some(id);
         let repaired = self.repair(stripe)?;
         if repaired.missing == 0 {
             self.transact(|tx, _| tx.delete::<Intents>(&id))?;
