@@ -44,31 +44,38 @@ pub const KINDS: [Kind; 9] = [
 ];
 
 impl Kind {
-    /// Lets it happen at the `nth` request of each of the devices.
-    fn arm(self, world: &SimWorld, devices: &[usize], nth: u64) {
-        let fault = match self {
-            Kind::Fail { on, sticky } => Fault::Fail { on, nth, sticky },
-            Kind::Full => Fault::Full { spare_blocks: nth },
-            Kind::Short { .. } => return,
-        };
-        devices.iter().for_each(|index| world.fault(*index, fault.clone()));
-    }
-
-    /// The same for what happens above the devices.
-    fn arm_store(self, machine: &Machine, nth: u64) {
-        if let (Kind::Short { sticky }, Some(store)) = (self, machine.store()) {
-            store.run_short(Some(Shortage { nth, sticky }));
+    /// What a device does wrong at its `nth` request; `None` when the devices are well.
+    fn at(self, nth: u64) -> Option<Fault> {
+        match self {
+            Kind::Fail { on, sticky } => Some(Fault::Fail { on, nth, sticky }),
+            Kind::Full => Some(Fault::Full { spare_blocks: nth }),
+            Kind::Short { .. } => None,
         }
     }
 
+    /// Lets it happen at the `nth` request, of each of the devices when it is theirs.
+    pub fn arm(self, machine: &Machine, devices: &[usize], nth: u64) {
+        match (self, machine.store()) {
+            (Kind::Short { sticky }, Some(store)) => {
+                store.run_short(Some(Shortage { nth, sticky }));
+            }
+            _ => self.arm_devices(&machine.world, devices, nth),
+        }
+    }
+
+    fn arm_devices(self, world: &SimWorld, devices: &[usize], nth: u64) {
+        let Some(fault) = self.at(nth) else { return };
+        devices.iter().for_each(|index| world.fault(*index, fault.clone()));
+    }
+
     /// Whether nobody may be told anything while so few devices are at fault that the pool survives it.
-    fn is_hidden(self) -> bool {
+    pub fn is_hidden(self) -> bool {
         !matches!(self, Kind::Full | Kind::Short { sticky: true })
     }
 }
 
-/// Ends all faults; says how many there were: one for each device or shortage, however many requests failed.
-fn heal(machine: &Machine) -> u64 {
+/// Ends all faults; says how many shortages there were, however many requests they met.
+pub fn heal(machine: &Machine) -> u64 {
     (0..machine.world.len()).for_each(|index| machine.world.heal(index));
     machine.store().map_or(0, |store| store.run_short(None).min(1))
 }
@@ -88,8 +95,7 @@ pub fn during(
 ) -> Verdict<bool> {
     let mut machine = base.start(prng.next())?;
     let from = machine.world.record();
-    kind.arm(&machine.world, devices, nth);
-    kind.arm_store(&machine, nth);
+    kind.arm(&machine, devices, nth);
     let (mut usable, mut short) = (true, 0);
     let overwhelmed = devices.len() > usize::from(base.shape.m);
     for act in acts {
@@ -142,7 +148,7 @@ pub fn while_opening(
     machine.leave();
     let at = from + prng.below(machine.world.record() - from + 1);
     let world = machine.world.crash_state(at, prng);
-    kind.arm(&world, devices, nth);
+    kind.arm_devices(&world, devices, nth);
     let all: Vec<usize> = (0..world.len()).collect();
     let mut open =
         || stack::open_at(&world, &all, &Process::new(), prng.next(), Arc::new(ManualClock::default())).map(drop);

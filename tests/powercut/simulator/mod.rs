@@ -8,6 +8,7 @@
 mod crash;
 mod faults;
 mod full;
+pub mod fuzzed;
 mod machine;
 mod past;
 mod shrink;
@@ -23,9 +24,11 @@ use argosfs::device::sim::{Fault, On, SimWorld};
 use argosfs::fs::model::Mix;
 use argosfs::fs::op::{Name, Op, Slot, Who};
 
-use crash::{Checker, Effort, Tally};
+pub use crash::Tally;
+use crash::{Checker, Effort};
 use faults::{KINDS, Kind};
-use machine::{Act, Base, Machine};
+pub use machine::Base;
+use machine::{Act, Machine};
 use vocabulary::{opening, preamble, vocabulary};
 
 use crate::campaign::{States, Verdict, campaign, guarded};
@@ -57,7 +60,7 @@ fn check_or_shrink(acts: &[Act], tally: &mut Tally, check: impl Fn(&[Act], &mut 
 }
 
 /// A 2+1 pool with the vocabulary's files in it.
-fn small_base() -> Base {
+pub fn small_base() -> Base {
     Base::new(Shape::exact(2, 1), 1, &preamble(), &opening()).expect("making a pool")
 }
 
@@ -169,6 +172,25 @@ fn long_runs_survive_power_cuts() {
                 checker.point(&machine, at, Effort { all: 1, some: 1 }, prng)
             })
         })
+    });
+}
+
+/// Bytes by chance, and those that are kept for the fuzzer to begin with: what it found once is among them.
+#[test]
+fn runs_made_of_bytes_survive_power_cuts_and_faults() {
+    let test = "simulator::runs_made_of_bytes_survive_power_cuts_and_faults";
+    let base = small_base();
+    let seeds = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/ops");
+    for seed in std::fs::read_dir(seeds).expect("seeds are kept") {
+        let path = seed.expect("seeds are kept").path();
+        let bytes = std::fs::read(&path).expect("a seed can be read");
+        guarded(|| fuzzed::run(&base, &bytes, &mut Tally::default()))
+            .unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+    }
+    counted(test, 12, 1, |seed, _, tally| {
+        let mut bytes = vec![0; 400];
+        argosfs::base::Entropy::fill(&mut Prng::new(mix64(seed)), &mut bytes);
+        fuzzed::run(&base, &bytes, tally)
     });
 }
 
