@@ -488,10 +488,37 @@ impl Label {
                 return Err("its member table names a device twice");
             }
         }
+        pool.meta.check(&pool.members)?;
         match pool.members.iter().find(|m| m.id == self.device.id) {
             Some(own) if own.uuid == self.device.uuid => Ok(()),
             _ => Err("its member table does not name this device"),
         }
+    }
+}
+
+impl MetaRoot {
+    /// Whether each piece of the metadata has blocks of its own, and only such as are given out: whoever writes it destroys
+    /// nothing else.
+    fn check(&self, members: &[MemberEntry]) -> Result<(), &'static str> {
+        let logs =
+            self.replicas.iter().map(|replica| (replica.device, replica.log_block, u64::from(replica.log_blocks)));
+        let chunk_blocks = u64::from(self.chunk_blocks);
+        let chunks = self.chunks.iter().map(|run| (run.device, run.block, u64::from(run.count) * chunk_blocks));
+        let mut pieces: Vec<(u16, u64, u64)> = logs.chain(chunks).collect();
+        pieces.sort_unstable();
+        let mut before = None;
+        for (device, first, blocks) in pieces {
+            let end = first.checked_add(blocks).ok_or("its metadata lies outside of its devices")?;
+            if before.is_some_and(|(other, taken)| other == device && taken > first) {
+                return Err("its metadata lies over itself");
+            }
+            let layout = members.iter().find(|member| member.id.0 == device).map(|member| member.layout);
+            if layout.is_some_and(|layout| first < layout.start || end - layout.start > layout.blocks) {
+                return Err("its metadata lies outside of its devices");
+            }
+            before = Some((device, end));
+        }
+        Ok(())
     }
 }
 

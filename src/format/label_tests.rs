@@ -99,6 +99,28 @@ fn golden_bytes() {
 }
 
 #[test]
+fn metadata_that_lies_where_something_else_does_is_refused() {
+    let refused = |spoil: &dyn Fn(&mut MetaRoot)| {
+        let mut label = sample();
+        spoil(&mut label.pool.meta);
+        let slot = label.encode().unwrap();
+        assert!(matches!(Label::decode(&slot), Err(LabelFault::Damaged(_))), "{:?}", label.pool.meta);
+    };
+    refused(&|meta| meta.chunks[0].block = 767);
+    refused(&|meta| meta.chunks[0].block = u64::MAX);
+    refused(&|meta| meta.chunks[0].count = u32::MAX);
+    refused(&|meta| meta.chunks[0].block = 14_300);
+    refused(&|meta| meta.replicas[0].log_block = 255);
+    refused(&|meta| meta.replicas[0].log_blocks = 513);
+    refused(&|meta| meta.chunks.push(ChunkRun { device: 0, chunk: 2, count: 1, block: 1_791 }));
+    // Next to each other, and on a device that nobody knows.
+    let mut label = sample();
+    label.pool.meta.chunks.push(ChunkRun { device: 0, chunk: 2, count: 1, block: 1_792 });
+    label.pool.meta.chunks.push(ChunkRun { device: 7, chunk: 0, count: 1, block: 0 });
+    assert_eq!(Label::decode(&label.encode().unwrap()).unwrap(), label);
+}
+
+#[test]
 fn newer_formats_are_named_and_not_read() {
     let mut slot = sample().encode().unwrap();
     slot[AT_VERSION] = 2;

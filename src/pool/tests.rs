@@ -60,7 +60,7 @@ fn set_generation(pool: &Pool, generation: u64) -> Result<()> {
 
 /// As [`set_generation`], with a label that fills its slot and differs everywhere, so that tears show.
 fn set_large(pool: &Pool, generation: u64) {
-    let run = |chunk| ChunkRun { device: 0, chunk, count: generation as u32, block: generation << 32 };
+    let run = |chunk| ChunkRun { device: 9, chunk, count: generation as u32, block: generation << 32 };
     let meta = MetaRoot { generation, chunks: (0..3_000).map(run).collect(), ..MetaRoot::default() };
     pool.update_labels(|label| label.meta = meta).unwrap();
 }
