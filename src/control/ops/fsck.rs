@@ -73,6 +73,18 @@ pub fn fsck(service: &PoolService, data: bool, repair: bool, reply: &mut dyn Rep
     tell(service, &after, Some(&work), FsckMode::Repair)
 }
 
+/// How a pool is opened for one look or one round of repairs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opening {
+    /// Nothing is written.
+    pub read_only: bool,
+    /// The database checks all of itself first.
+    pub untrusted: bool,
+}
+
+/// Opens the pool, and says what the user should know.
+pub type Opener<'o> = &'o dyn Fn(Opening) -> Result<(PoolService, Vec<String>)>;
+
 /// Checks a pool that is not mounted, and repairs it if that is asked for. Returns what the user should know, too.
 pub fn fsck_unmounted(
     located: &Located,
@@ -82,8 +94,23 @@ pub fn fsck_unmounted(
     mode: FsckMode,
     reply: &mut dyn Reply,
 ) -> Result<(Outcome, Vec<String>)> {
-    let read_only = OpenOptions { read_only: true, ..options.clone() };
-    let (service, notes) = open(located, &read_only, untrusted)?;
+    let opener = |opening: Opening| {
+        let options = OpenOptions { read_only: opening.read_only, ..options.clone() };
+        open(located, &options, opening.untrusted)
+    };
+    fsck_opened(&opener, data, untrusted, mode, reply)
+}
+
+/// The same for a pool that `open` opens, again and again.
+pub fn fsck_opened(
+    open: Opener<'_>,
+    data: bool,
+    untrusted: bool,
+    mode: FsckMode,
+    reply: &mut dyn Reply,
+) -> Result<(Outcome, Vec<String>)> {
+    let read_only = Opening { read_only: true, untrusted };
+    let (service, notes) = open(read_only)?;
     let first = look(&service, data, reply)?;
     if mode != FsckMode::Repair || first.report.clean {
         let mut work = Work::default();
@@ -95,14 +122,13 @@ pub fn fsck_unmounted(
     }
     drop(service);
 
-    let writable = OpenOptions { read_only: false, ..options.clone() };
     let mut work = Work::default();
-    repair_rows(located, &writable, untrusted, reply, &mut work)?;
-    let (service, _) = open(located, &writable, false)?;
+    repair_rows(open, untrusted, reply, &mut work)?;
+    let (service, _) = open(Opening { read_only: false, untrusted: false })?;
     mend_devices(&service, data, reply, &mut work)?;
     service.store.meta().checkpoint()?;
     drop(service);
-    let (service, _) = open(located, &read_only, untrusted)?;
+    let (service, _) = open(read_only)?;
     let after = look(&service, data, reply)?;
     work.note_mended(&first.report, &after.report);
     Ok((tell(&service, &after, Some(&work), mode)?, notes))
@@ -132,16 +158,10 @@ fn open(located: &Located, options: &OpenOptions, untrusted: bool) -> Result<(Po
 }
 
 /// Repairs rows, round by round, until nothing more can be done about them.
-fn repair_rows(
-    located: &Located,
-    options: &OpenOptions,
-    untrusted: bool,
-    reply: &mut dyn Reply,
-    work: &mut Work,
-) -> Result<()> {
+fn repair_rows(open: Opener<'_>, untrusted: bool, reply: &mut dyn Reply, work: &mut Work) -> Result<()> {
     let mut seen: HashSet<String> = HashSet::new();
     loop {
-        let (service, _) = open(located, options, untrusted)?;
+        let (service, _) = open(Opening { read_only: false, untrusted })?;
         let context = context(&service);
         let mut key = [0; 32];
         SystemEntropy.fill(&mut key);

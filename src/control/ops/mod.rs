@@ -11,7 +11,7 @@ mod trim;
 
 pub use damage::damage;
 pub use export::{export, export_archived};
-pub use fsck::{FsckMode, fsck, fsck_unmounted};
+pub use fsck::{FsckMode, Opening, fsck, fsck_opened, fsck_unmounted};
 pub use inject::inject;
 pub use maintain::{rebuild, scrub};
 pub use recover::recover;
