@@ -268,7 +268,7 @@ impl StripeLocation {
     fn check(&self) -> Result<(), &'static str> {
         let shards = usize::from(self.k) + usize::from(self.m);
         let bytes = u64::from(self.k) * u64::from(self.shard_blocks) * BLOCK_SIZE;
-        let far = |placement: &ShardLocation| placement.block >> 48 != 0;
+        let far = |placement: &ShardLocation| placement.block >= super::rows::BLOCKS_END;
         if self.k == 0
             || shards != self.placements.len()
             || shards > 255

@@ -299,6 +299,9 @@ impl Placement {
     pub const NONE: Placement = Placement { device: DeviceId(u16::MAX), block: BlockNo(0) };
 }
 
+/// Block numbers end here: beyond every device, and far from where byte offsets overflow.
+pub const BLOCKS_END: u64 = 1 << 48;
+
 /// The largest payload of one shard, in blocks (4 MiB).
 pub const MAX_SHARD_BLOCKS: u32 = 1024;
 
@@ -365,7 +368,11 @@ impl Row for StripeRow {
             return Err(Error::corrupt("a stripe's geometry is impossible"));
         }
         for _ in 0..width {
-            row.placements.push(Placement { device: Field::take(&mut from)?, block: Field::take(&mut from)? });
+            let placement = Placement { device: Field::take(&mut from)?, block: Field::take(&mut from)? };
+            if placement.block.0 >= BLOCKS_END {
+                return Err(Error::corrupt("a stripe's shard lies beyond every device"));
+            }
+            row.placements.push(placement);
         }
         for _ in 0..width * row.granules() {
             row.sums.push(Field::take(&mut from)?);
