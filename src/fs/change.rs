@@ -174,7 +174,7 @@ impl Change<'_, '_> {
             return Err(Error::NoSpace);
         }
         self.numbers.next_ino += 1;
-        self.numbers.inodes += 1;
+        self.numbers.inodes = self.numbers.inodes.saturating_add(1);
         let state = self.fs.inodes.state(ino);
         Ok(self.touch(Touched {
             state,

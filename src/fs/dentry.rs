@@ -18,7 +18,7 @@ pub fn list(
     mut visit: impl FnMut(u64, DentryRow) -> Result<Visit>,
 ) -> Result<()> {
     let low = DentryKey { parent, cookie: cookie.max(FIRST_COOKIE - 1) };
-    let high = DentryKey { parent: Ino(parent.0 + 1), cookie: 0 };
+    let high = DentryKey { parent: Ino(parent.0.saturating_add(1)), cookie: 0 };
     reader.scan::<Dentries>((Bound::Excluded(low), Bound::Excluded(high)), |key, row| visit(key.cookie, row))
 }
 

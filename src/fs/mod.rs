@@ -226,13 +226,13 @@ impl Fs {
     pub fn statfs(&self) -> Result<StatFs> {
         let space = self.store.space();
         let inodes = lock(&self.numbers).inodes;
-        let files_free = (space.available / BYTES_PER_FILE).min(INO_END - inodes);
+        let files_free = (space.available / BYTES_PER_FILE).min(INO_END.saturating_sub(inodes));
         Ok(StatFs {
             block_size: BLOCK_SIZE as u32,
             blocks: space.total / BLOCK_SIZE,
             blocks_free: space.free / BLOCK_SIZE,
             blocks_available: space.available / BLOCK_SIZE,
-            files: inodes + files_free,
+            files: inodes.saturating_add(files_free),
             files_free,
         })
     }

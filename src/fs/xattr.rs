@@ -160,7 +160,7 @@ fn pieces(length: usize) -> usize {
 
 /// Key range of all attributes of an inode.
 fn all_of(ino: Ino) -> (Bound<XattrKey>, Bound<XattrKey>) {
-    (Bound::Included(key(ino, b"", 0)), Bound::Excluded(key(Ino(ino.0 + 1), b"", 0)))
+    (Bound::Included(key(ino, b"", 0)), Bound::Excluded(key(Ino(ino.0.saturating_add(1)), b"", 0)))
 }
 
 /// The value of an attribute.

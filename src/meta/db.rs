@@ -545,6 +545,16 @@ pub fn guarded<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     }
 }
 
+/// The number of the last transaction.
+pub(super) fn last_transaction(reader: &impl Reader) -> Result<TxnId> {
+    let last = reader.counter(Counter::Txn)?;
+    // Far beyond what can be counted to, and far from overflow.
+    if last >> 62 != 0 {
+        return Err(Error::corrupt("the number of the last transaction is impossible: see `argosfs recover`"));
+    }
+    Ok(TxnId(last))
+}
+
 /// Groups replayed by one transaction.
 const REPLAY_BATCH: usize = 1000;
 
@@ -553,7 +563,7 @@ fn replay(db: &Database, groups: &[RedoGroup]) -> Result<TxnId> {
     let write = Write::begin(db)?;
     write.create_tables()?;
     write.commit()?;
-    let mut last = TxnId(View::snapshot(db)?.counter(Counter::Txn)?);
+    let mut last = last_transaction(&View::snapshot(db)?)?;
     let fresh: Vec<&RedoGroup> = groups.iter().filter(|group| group.txn > last).collect();
     for batch in fresh.chunks(REPLAY_BATCH) {
         let write = Write::begin(db)?;

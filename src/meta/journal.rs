@@ -64,21 +64,22 @@ impl Tx<'_> {
     /// Appends `operation`, done by `uid`, to the journal.
     pub fn journal(&mut self, uid: u32, operation: JournalOp) -> Result<()> {
         let Head { next, first, chain } = self.journal;
+        let follows = next.checked_add(1).ok_or_else(|| Error::corrupt("the journal's numbers ran out: run fsck"))?;
         let now = self.now();
         let mut row =
             JournalRow { seconds: now.seconds, nanos: now.nanos, uid, txn: self.id().0, operation, chain: [0; 32] };
         row.chain = link(&chain, &row);
         self.put::<Journal>(&next, &row)?;
-        self.set_counter(Counter::NextJournal, next + 1)?;
+        self.set_counter(Counter::NextJournal, follows)?;
         let mut kept_from = first;
-        if next + 1 - first > KEEP_ROWS {
+        if follows.saturating_sub(first) > KEEP_ROWS {
             kept_from = first + 2;
             for old in first..kept_from {
                 self.delete::<Journal>(&old)?;
             }
             self.set_counter(Counter::FirstJournal, kept_from)?;
         }
-        self.journal = Head { next: next + 1, first: kept_from, chain: row.chain };
+        self.journal = Head { next: follows, first: kept_from, chain: row.chain };
         Ok(())
     }
 }
@@ -146,7 +147,7 @@ pub fn relink(meta: &Meta) -> Result<Relinked> {
         }
     }
     meta.transact(|tx| {
-        let next = chain.last.map_or(chain.first, |(seq, _)| seq + 1);
+        let next = chain.last.map_or(chain.first, |(seq, _)| seq.saturating_add(1));
         tx.set_counter(Counter::FirstJournal, chain.first)?;
         tx.set_counter(Counter::NextJournal, next)?;
         tx.journal = Head { next, first: chain.first, chain: chain.last.map_or([0; 32], |(_, chain)| chain) };

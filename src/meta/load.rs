@@ -3,14 +3,13 @@
 
 use std::sync::atomic::Ordering;
 
-use super::db::Meta;
+use super::db::{Meta, last_transaction};
 use super::journal::Head;
 use super::redo;
 use super::tables::Write;
-use super::tx::{Reader, apply};
+use super::tx::apply;
 use crate::base::sync::lock;
-use crate::base::{Error, Result, TxnId};
-use crate::format::rows::Counter;
+use crate::base::{Error, Result};
 use crate::format::table::TABLES;
 
 /// Takes a row: table, key, row.
@@ -32,7 +31,7 @@ impl Meta {
             if batch.len() >= BATCH { self.load_batch(&mut batch) } else { Ok(()) }
         })?;
         self.load_batch(&mut batch)?;
-        let (last, journal) = self.settled(|view| Ok((TxnId(view.counter(Counter::Txn)?), Head::load(view)?)))?;
+        let (last, journal) = self.settled(|view| Ok((last_transaction(view)?, Head::load(view)?)))?;
         let mut writer = lock(&self.writer);
         writer.last = last;
         writer.journal = journal;

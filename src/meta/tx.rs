@@ -12,7 +12,7 @@ use std::ops::Bound;
 
 use super::redo;
 use super::tables::{ReadRows, Snapshot, WriteRows};
-use crate::base::{Result, Timestamp, TxnId};
+use crate::base::{Error, Result, Timestamp, TxnId};
 use crate::format::record::{Key, Row};
 use crate::format::rows::Counter;
 use crate::format::table::{Counters, Table};
@@ -264,7 +264,9 @@ impl<'t> Tx<'t> {
     /// Adds to a counter and returns the value before.
     pub fn bump_counter(&mut self, counter: Counter, by: u64) -> Result<u64> {
         let before = self.counter(counter)?;
-        self.set_counter(counter, before + by)?;
+        let after = before.checked_add(by);
+        let ran_out = || Error::corrupt(format!("the counter {counter:?} ran out: run fsck"));
+        self.set_counter(counter, after.ok_or_else(ran_out)?)?;
         Ok(before)
     }
 }

@@ -207,7 +207,7 @@ pub fn backrefs(
     visit: impl FnMut(BackrefKey, BackrefRow) -> Result<Visit>,
 ) -> Result<()> {
     let low = BackrefKey { stripe, ino: Ino(0), offset: 0, birth: TxnId(0) };
-    let high = BackrefKey { stripe: StripeId(stripe.0 + 1), ..low.clone() };
+    let high = BackrefKey { stripe: StripeId(stripe.0.saturating_add(1)), ..low.clone() };
     reader.scan::<Backrefs>((Bound::Included(low), Bound::Excluded(high)), visit)
 }
 
