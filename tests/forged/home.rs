@@ -138,16 +138,18 @@ fn volume(world: &SimWorld, read_only: bool) -> Result<(Volume, Vec<RedoGroup>)>
 }
 
 /// The pages of the database that hold anything, but the header's.
-pub fn pages(world: &SimWorld) -> Vec<u64> {
+pub fn pages(world: &SimWorld) -> Vec<(u64, Vec<u8>)> {
     let (volume, _) = volume(&world.fork(), true).expect("the image's volume opens");
     let backend = volume.backend();
     let count = backend.len().expect("it has a length") / BLOCK as u64;
-    let mut page = vec![0; BLOCK];
-    let mut holds = |number: &u64| {
-        let read = backend.read(number * BLOCK as u64, &mut page);
-        read.is_ok() && page.iter().any(|byte| *byte != 0)
-    };
-    (1..count).filter(|number| holds(number)).collect()
+    let mut pages = Vec::new();
+    for number in 1..count {
+        let mut page = vec![0; BLOCK];
+        if backend.read(number * BLOCK as u64, &mut page).is_ok() && page.iter().any(|byte| *byte != 0) {
+            pages.push((number, page));
+        }
+    }
+    pages
 }
 
 /// Makes a checkpoint of the database with these edits in its pages.

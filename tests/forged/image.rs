@@ -49,7 +49,7 @@ pub struct Image {
     pub rows: Vec<Stored>,
     pub shards: Vec<Shard>,
     /// Pages of the database that hold anything.
-    pub pages: Vec<u64>,
+    pub pages: Vec<(u64, Vec<u8>)>,
 }
 
 const DEVICES: usize = 3;

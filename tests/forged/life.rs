@@ -16,7 +16,7 @@ use argosfs::fs::{Fs, Options};
 use argosfs::store::Store;
 
 use crate::image::{self, Image, TOP};
-use crate::mutation::forge;
+use crate::mutation::{forge, forges_pages};
 
 /// What was found wrong.
 type Verdict = Result<(), String>;
@@ -28,15 +28,43 @@ const STEPS: usize = 500;
 
 const ROOT: Caller = Caller::ROOT;
 
+/// What is done with an image: bits of the first byte.
+struct Flags(u8);
+
+impl Flags {
+    /// It is not mounted before it is checked.
+    const ONLY_CHECKED: u8 = 1;
+    /// What is checked is what was left by its use.
+    const AFTER_USE: u8 = 2;
+    const UNTRUSTED: u8 = 4;
+    /// Every shard is read.
+    const WITH_DATA: u8 = 8;
+    /// The repair is planned by itself before.
+    const PLANNED: u8 = 16;
+
+    fn has(&self, bit: u8) -> bool {
+        self.0 & bit != 0
+    }
+}
+
 /// Forges an image as `bytes` say and uses it.
 pub fn live(image: &Image, bytes: &[u8]) -> Verdict {
     let Some((flags, mutations)) = bytes.split_first() else { return Ok(()) };
     let Some(world) = forge(image, mutations) else { return Ok(()) };
-    let untouched = world.fork();
-    mount(&world)?;
-    // The process is killed, or it never was there.
-    let world = if flags & 1 == 0 { untouched } else { world.fork() };
-    mend(&world, flags & 2 != 0, flags & 4 != 0)
+    let flags = Flags(*flags);
+    let mut checked = world.fork();
+    if !flags.has(Flags::ONLY_CHECKED) {
+        mount(&world)?;
+        // The process is killed, or it never was there.
+        if flags.has(Flags::AFTER_USE) {
+            checked = world.fork();
+        }
+    }
+    match mend(&checked, &flags) {
+        // Of forged pages nothing is sure before the database has checked all of itself.
+        Err(_) if forges_pages(mutations) && !flags.has(Flags::UNTRUSTED) => Ok(()),
+        told => told,
+    }
 }
 
 /// An error has something to say.
@@ -241,13 +269,19 @@ const BEYOND_REPAIR: [&str; 8] = [
 ];
 
 /// Checks, plans, repairs; what is said to be clean then can be used and is clean.
-fn mend(world: &SimWorld, untrusted: bool, data: bool) -> Verdict {
+fn mend(world: &SimWorld, flags: &Flags) -> Verdict {
+    let (data, untrusted) = (flags.has(Flags::WITH_DATA), flags.has(Flags::UNTRUSTED));
     let first = match fsck(world, data, untrusted, FsckMode::Check) {
         Ok(first) => first,
         Err(error) => return told(&error),
     };
-    if let Err(error) = fsck(world, data, untrusted, FsckMode::Plan) {
+    if flags.has(Flags::PLANNED)
+        && let Err(error) = fsck(world, data, untrusted, FsckMode::Plan)
+    {
         told(&error)?;
+    }
+    if first.level == 0 {
+        return use_mended(world, data, untrusted);
     }
     let mended = match fsck(world, data, untrusted, FsckMode::Repair) {
         Ok(mended) => mended,
@@ -267,8 +301,17 @@ fn mend(world: &SimWorld, untrusted: bool, data: bool) -> Verdict {
     if again.level != 0 {
         return Err(format!("found {:?}, mended, and found {:?}\n{}", issues(&first), issues(&again), again.text));
     }
-    let (pool, store) =
-        image::open(world, false, false).map_err(|error| format!("opening what was mended: {error}"))?;
+    use_mended(world, data, untrusted)
+}
+
+/// What is clean can be exported, read and written, and is clean afterwards.
+fn use_mended(world: &SimWorld, data: bool, untrusted: bool) -> Verdict {
+    let (pool, store) = match image::open(world, false, false) {
+        Ok(opened) => opened,
+        // A label may say that it can only be read.
+        Err(error @ Error::Unavailable(_)) => return told(&error),
+        Err(error) => return Err(format!("opening what was mended: {error}")),
+    };
     let header = ExportHeader { pool: pool.uuid(), name: pool.state().label.name.clone() };
     let exported = store.view(|view| export(view, &header, &mut |_| Ok(())));
     exported.map_err(|error| format!("exporting what was mended: {error}"))?;

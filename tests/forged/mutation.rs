@@ -16,7 +16,7 @@ use crate::image::{self, BLOCK, Image, Shard, Stored};
 use crate::log;
 
 /// Kinds of mutations.
-pub const KINDS: u8 = 12;
+pub const KINDS: u8 = 13;
 /// Mutations of one image.
 const MOST: usize = 12;
 
@@ -96,6 +96,11 @@ impl Rows {
     }
 }
 
+/// Whether pages of the database are among what is forged.
+pub fn forges_pages(bytes: &[u8]) -> bool {
+    decode(bytes).iter().any(|mutation| mutation.kind >= 11)
+}
+
 /// The image with these mutations; `None` where one of them cannot be made beside the others.
 pub fn forge(image: &Image, bytes: &[u8]) -> Option<SimWorld> {
     let world = image.world.fork();
@@ -106,10 +111,17 @@ pub fn forge(image: &Image, bytes: &[u8]) -> Option<SimWorld> {
         match mutation.kind {
             2 => payload(image, &world, mutation, &mut rows),
             3..=6 => row(image, mutation, &mut rows),
+            // Its head and its first entries mostly.
             11 => pages.push(PageEdit {
-                page: image.pages[usize::from(mutation.which) % image.pages.len()],
-                at: usize::from(mutation.at) % BLOCK,
+                page: page(image, mutation.which).0,
+                at: usize::from(mutation.at) % if mutation.how & 1 == 0 { 160 } else { BLOCK },
                 bytes: mutation.bytes.clone(),
+            }),
+            // All of another one.
+            12 => pages.push(PageEdit {
+                page: page(image, mutation.which).0,
+                at: 0,
+                bytes: page(image, mutation.at).1.clone(),
             }),
             _ => {}
         }
@@ -140,6 +152,10 @@ pub fn forge(image: &Image, bytes: &[u8]) -> Option<SimWorld> {
         }
     }
     Some(world)
+}
+
+fn page(image: &Image, which: u16) -> &(u64, Vec<u8>) {
+    &image.pages[usize::from(which) % image.pages.len()]
 }
 
 fn stored<'i>(image: &'i Image, mutation: &Mutation) -> &'i Stored {
