@@ -160,7 +160,9 @@ impl Tx<'_> {
     fn relink_some(&mut self, chain: &mut Chain) -> Result<bool> {
         let mut page = Vec::new();
         let low = chain.from.to_be_bytes();
-        self.scan_raw(Journal::ID, (Bound::Included(&low), Bound::Unbounded), false, &mut |key, row| {
+        // What is no key may lie in front of the first there can be.
+        let low = if chain.from == 0 { Bound::Unbounded } else { Bound::Included(low.as_slice()) };
+        self.scan_raw(Journal::ID, (low, Bound::Unbounded), false, &mut |key, row| {
             page.push((key.to_vec(), JournalRow::decode(row).ok()));
             Ok(if page.len() < RELINK_BATCH { Visit::Continue(()) } else { Visit::Break(()) })
         })?;

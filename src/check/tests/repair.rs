@@ -215,6 +215,22 @@ fn a_row_that_cannot_be_read_costs_no_more_than_itself() {
     }
 }
 
+/// Such keys lie in front of all others, between them, and behind.
+#[test]
+fn a_row_under_what_is_no_key_is_mended() {
+    for (table, name) in TABLES {
+        for key in [vec![], vec![0, 0], vec![0; 9], vec![0xff; 40]] {
+            let meta = with_bystander();
+            let before = bystander(&meta);
+            meta.view(|_| Ok(())).expect("settles");
+            meta.load(&mut |put| put(*table, &key, b"\xeeno row")).expect("loads");
+            let (done, last) = mend(&meta);
+            assert!(last.is_clean(), "{name}, {key:?}: did {done:#?}, left {:#?}", last.findings.listed());
+            assert_eq!(bystander(&meta), before, "{name}, {key:?}");
+        }
+    }
+}
+
 #[test]
 fn what_has_no_name_goes_to_lost_and_found() {
     let meta = with_bystander();
