@@ -13,7 +13,7 @@ pub const EXPORT_VERSION: u64 = 1;
 
 /// The export's name of table number `id`: that of the database without its version.
 pub fn table_name(id: u8) -> &'static str {
-    let name = TABLES[usize::from(id)].1;
+    let name = TABLES.get(usize::from(id)).map_or("unknown", |(_, name)| name);
     name.split_once('.').map_or(name, |(name, _)| name)
 }
 

@@ -125,16 +125,16 @@ impl<'o> Object<'o> {
 /// Appends a number.
 pub fn decimal(out: &mut String, mut value: u64) {
     let mut digits = [0u8; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (value % 10) as u8;
+    let mut unused = digits.len();
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (value % 10) as u8;
         value /= 10;
+        unused -= 1;
         if value == 0 {
             break;
         }
     }
-    out.extend(digits[at..].iter().map(|digit| char::from(*digit)));
+    out.extend(digits.iter().skip(unused).map(|digit| char::from(*digit)));
 }
 
 /// Appends text in quotes, escaping only what JSON demands.
@@ -163,8 +163,8 @@ pub fn quoted(out: &mut String, text: &str) {
 pub fn hex(out: &mut String, bytes: &[u8]) {
     const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     for byte in bytes {
-        out.push(DIGITS[usize::from(byte >> 4)]);
-        out.push(DIGITS[usize::from(byte & 15)]);
+        out.extend(DIGITS.get(usize::from(byte >> 4)));
+        out.extend(DIGITS.get(usize::from(byte & 15)));
     }
 }
 
@@ -172,12 +172,12 @@ pub fn hex(out: &mut String, bytes: &[u8]) {
 pub fn base64(out: &mut String, bytes: &[u8]) {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     for piece in bytes.chunks(3) {
-        let mut group = [0; 3];
-        group[..piece.len()].copy_from_slice(piece);
-        let word = u32::from_be_bytes([0, group[0], group[1], group[2]]);
+        let mut group = [0; 4];
+        group.iter_mut().skip(1).zip(piece).for_each(|(to, byte)| *to = *byte);
+        let word = u32::from_be_bytes(group);
         for place in 0..4 {
-            let digit = DIGITS[(word >> (18 - 6 * place) & 63) as usize];
-            out.push(if place <= piece.len() { char::from(digit) } else { '=' });
+            let digit = DIGITS.get((word >> (18 - 6 * place) & 63) as usize).filter(|_| place <= piece.len());
+            out.push(digit.map_or('=', |digit| char::from(*digit)));
         }
     }
 }

@@ -352,6 +352,7 @@ pub enum LabelFault {
 
 impl Label {
     /// The slot's bytes, [`LABEL_SLOT`] of them. Fails when the contents do not fit.
+    #[expect(clippy::indexing_slicing, reason = "fields lie at fixed places of the slot, and the body was seen to fit")]
     pub fn encode(&self) -> Result<Vec<u8>> {
         let pool = &self.pool;
         if pool.name.len() > MAX_POOL_NAME {
@@ -408,10 +409,12 @@ impl Label {
             .get(..HEADER_LEN.saturating_add(body_len))
             .filter(|covered| covered.len() <= LABEL_SLOT)
             .ok_or_else(|| damaged("its length is impossible"))?;
-        let crc = crc32c::crc32c(&covered[..AT_CRC]);
+        let (front, rest) = covered.split_at_checked(AT_CRC).ok_or(LabelFault::Absent)?;
+        let (stored, behind) = rest.split_first_chunk().ok_or(LabelFault::Absent)?;
+        let crc = crc32c::crc32c(front);
         let crc = crc32c::crc32c_append(crc, &[0; 4]);
-        let crc = crc32c::crc32c_append(crc, &covered[AT_CRC + 4..]);
-        if crc != u32_at(header, AT_CRC) {
+        let crc = crc32c::crc32c_append(crc, behind);
+        if crc != u32::from_le_bytes(*stored) {
             return Err(damaged("its checksum does not match"));
         }
 
@@ -428,7 +431,7 @@ impl Label {
             return Err(damaged("its header is impossible"));
         }
 
-        let mut sections: Vec<Section> = unwire(&covered[HEADER_LEN..])?;
+        let mut sections: Vec<Section> = unwire(covered.get(HEADER_LEN..).unwrap_or_default())?;
         let label = Label {
             device: take(&mut sections, SECTION_DEVICE)?,
             pool: PoolLabel {
@@ -483,7 +486,8 @@ impl Label {
         pool.archives.iter().flat_map(|archive| &archive.stripes).try_for_each(StripeLocation::check)?;
         for (at, member) in pool.members.iter().enumerate() {
             member.layout.check(member.size)?;
-            if member.id.0 == u16::MAX || pool.members[..at].iter().any(|m| m.id == member.id || m.uuid == member.uuid)
+            if member.id.0 == u16::MAX
+                || pool.members.iter().take(at).any(|m| m.id == member.id || m.uuid == member.uuid)
             {
                 return Err("its member table names a device twice");
             }
@@ -603,9 +607,7 @@ fn take<T: for<'a> SchemaRead<'a, Wire, Dst = T>>(sections: &mut Vec<Section>, n
 }
 
 fn field<const N: usize>(header: &[u8; HEADER_LEN], at: usize) -> [u8; N] {
-    let mut out = [0; N];
-    out.copy_from_slice(&header[at..at + N]);
-    out
+    header.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
 }
 
 fn u32_at(header: &[u8; HEADER_LEN], at: usize) -> u32 {

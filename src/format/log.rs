@@ -100,8 +100,9 @@ impl EntryHead {
         bytes.extend_from_slice(&self.previous.0);
         self.hash = hash(&bytes, payload);
         bytes.extend_from_slice(&self.hash.0);
-        bytes.resize(HEAD, 0);
-        bytes.try_into().expect("resized to the length of a head")
+        let mut head = [0; HEAD];
+        head.iter_mut().zip(bytes).for_each(|(to, byte)| *to = byte);
+        head
     }
 
     /// Reads a head; `None` for anything else. Any bytes at all may come in, and a head proves nothing before
@@ -206,6 +207,7 @@ impl Anchor {
 }
 
 /// Appends one group of row changes to a redo unit.
+#[expect(clippy::expect_used, reason = "transactions are bounded: a longer one is our own mistake")]
 pub fn put_group(out: &mut Vec<u8>, txn: u64, changes: &[u8]) {
     txn.put(out);
     u32::try_from(changes.len()).expect("a transaction is bounded").put(out);

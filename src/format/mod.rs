@@ -1,6 +1,8 @@
 //! Every byte that is stored: labels, shard headers, table rows and log entries, as pure conversions between bytes
 //! and values. Above: whoever stores them. Below: `base` only; `schema/ondisk.md` describes the same bytes in prose.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 pub mod archive;
 pub mod export;
 pub mod intent;

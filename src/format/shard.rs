@@ -112,6 +112,7 @@ impl ShardHeader {
     }
 
     /// The block as stored. Units that do not fit are left out, which the block says.
+    #[expect(clippy::indexing_slicing, reason = "what is filled in later was put before, and a block is cut at AT_CRC")]
     pub fn encode(&self) -> [u8; BLOCK] {
         let mut out = Vec::with_capacity(BLOCK);
         out.extend_from_slice(&MAGIC);
@@ -166,7 +167,7 @@ impl ShardHeader {
             few if few <= certain || self.truncated => 0,
             many => many * usize::from(self.index) / shards % many,
         };
-        self.units[first..].iter().chain(&self.units[..first])
+        self.units.iter().cycle().skip(first).take(self.units.len())
     }
 
     /// Reads a block. Any bytes at all may come in.
@@ -229,7 +230,7 @@ struct Before {
 
 impl Before {
     fn put(&mut self, unit: &Unit, out: &mut Vec<u8>) {
-        let name = &unit.name[..unit.name.len().min(HINT_MAX)];
+        let name = unit.name.get(..HINT_MAX).unwrap_or(&unit.name);
         match unit.birth {
             None => put_number(out, UNIT_PLAIN),
             Some(birth) => {
