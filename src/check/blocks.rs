@@ -51,7 +51,7 @@ pub fn check(reader: &impl Reader, context: &Context, findings: &mut Findings, c
                 }
                 let bitmap = expected.entry(number).or_insert_with(|| Box::new([0; PART_BYTES]));
                 let at = (block % GROUP_PART_BLOCKS) as usize;
-                let (byte, bit) = (&mut bitmap[at / 8], 1 << (at % 8));
+                let (Some(byte), bit) = (bitmap.get_mut(at / 8), 1 << (at % 8)) else { continue };
                 shared |= *byte & bit != 0;
                 findings.expect(*byte & bit == 0, Issue::BlockShared, || {
                     format!("block {block} of device {device}, {}", what())
@@ -222,8 +222,11 @@ fn overlaps_with_metadata(reader: &impl Reader, context: &Context, findings: &mu
             let (device, first) = (placement.device.0, placement.block.0);
             let end = first.saturating_add(1 + u64::from(row.shard_blocks));
             let before = taken.partition_point(|(d, start, _)| (*d, *start) < (device, end));
-            let overlapping =
-                taken[..before].last().is_some_and(|(d, start, count)| *d == device && start + count > first);
+            let overlapping = taken
+                .iter()
+                .take(before)
+                .next_back()
+                .is_some_and(|(d, start, count)| *d == device && start + count > first);
             let show = || format!("block {first} of device {device}: stripe {id} and the metadata volume");
             findings.expect_or(!overlapping, Issue::BlockShared, show, || Fix::GiveUp { stripe: id, index });
         }

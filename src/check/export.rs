@@ -98,7 +98,7 @@ impl<'s> Exporter<'s> {
 
     /// Begins tables until there are so many, each in the place of its number.
     fn begin_tables(&mut self, count: usize) {
-        for (id, _) in &TABLES[self.begun.min(count)..count] {
+        for (id, _) in TABLES.iter().take(count).skip(self.begun) {
             self.text.push_str(if *id == 0 { "\n\"" } else { "],\n\"" });
             self.text.push_str(table_name(*id));
             self.text.push_str("\":[");

@@ -5,6 +5,8 @@
 //! A check or an export holds one read transaction for as long as it runs. On a mounted pool, each commit beside it
 //! makes the metadata volume grow by about 30 KiB; that space is used again afterwards.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 mod archive;
 mod blocks;
 mod content;

@@ -60,7 +60,7 @@ fn placements(id: StripeId, row: &StripeRow, context: &Context, findings: &mut F
         if *placement == Placement::NONE {
             continue;
         }
-        let again = row.placements[..at].iter().any(|other| other.device == placement.device);
+        let again = row.placements.iter().take(at).any(|other| other.device == placement.device);
         let show = || format!("stripe {id} has two shards on device {}", placement.device);
         findings.expect_or(!again, Issue::StripeInvalid, show, || Fix::GiveUp { stripe: id, index: at });
         if context.devices.is_empty() {

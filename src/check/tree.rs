@@ -49,6 +49,10 @@ impl Tree {
         self.nodes.get_mut(at)
     }
 
+    fn directory(&mut self, ino: u64) -> Option<&mut Directory> {
+        self.directory_index(ino).and_then(|at| self.directories.get_mut(at))
+    }
+
     fn directory_index(&self, ino: u64) -> Option<usize> {
         self.directories.binary_search_by_key(&ino, |directory| directory.ino).ok()
     }
@@ -182,9 +186,8 @@ fn names(reader: &impl Reader, tree: &mut Tree, findings: &mut Findings, checked
         findings.expect_or(found, Issue::DentryCookieWrong, show, rename);
 
         let is_directory = row.kind == FileType::Directory.dirent();
-        match tree.directory_index(parent.0) {
-            Some(at) => {
-                let directory = &mut tree.directories[at];
+        match tree.directory(parent.0) {
+            Some(directory) => {
                 directory.found_entries += 1;
                 directory.subdirectories += u32::from(is_directory);
             }
@@ -216,8 +219,8 @@ fn names(reader: &impl Reader, tree: &mut Tree, findings: &mut Findings, checked
                 );
             }
         }
-        if let Some(at) = tree.directory_index(row.ino.0) {
-            name_of_directory(&mut tree.directories[at], &key, findings);
+        if let Some(directory) = tree.directory(row.ino.0) {
+            name_of_directory(directory, &key, findings);
         }
         Ok(())
     })?;
@@ -330,7 +333,8 @@ fn counts(tree: &Tree, orphans: &[u64], findings: &mut Findings) {
         let (named, links) = match tree.directory_index(node.ino) {
             Some(at) => {
                 let is_root = node.ino == Ino::ROOT.0;
-                let links = if is_orphan { 0 } else { 2 + tree.directories[at].subdirectories };
+                let below = tree.directories.get(at).map_or(0, |directory| directory.subdirectories);
+                let links = if is_orphan { 0 } else { 2 + below };
                 (is_root || node.found > 0, links)
             }
             None => (node.found > 0, node.found),
@@ -355,6 +359,10 @@ fn counts(tree: &Tree, orphans: &[u64], findings: &mut Findings) {
 }
 
 /// Follows every directory's name upward to the root.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "all places come of the list of directories, which is as long as the marks"
+)]
 fn reachable(tree: &Tree, orphans: &[u64], findings: &mut Findings) {
     #[derive(Clone, Copy, PartialEq)]
     enum Mark {

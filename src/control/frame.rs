@@ -2,6 +2,8 @@
 //!
 //! Invariant: nothing a peer sends makes the reader allocate more than [`FRAME_MAX`].
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 use std::io::{self, Read, Write};
 
 /// Longest payload of a frame, in bytes.
@@ -55,7 +57,7 @@ pub fn read(from: &mut impl Read) -> io::Result<Option<(Kind, Vec<u8>)>> {
     if first == 0 {
         return Ok(None);
     }
-    from.read_exact(&mut head[first..])?;
+    from.read_exact(head.get_mut(first..).unwrap_or_default())?;
     let [kind, len @ ..] = head;
     let invalid = |why| io::Error::new(io::ErrorKind::InvalidData, why);
     let kind = Kind::from_byte(kind).ok_or_else(|| invalid("a frame of unknown kind"))?;

@@ -1,5 +1,7 @@
 //! What can be asked of a pool, and what comes back, as JSON.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 use serde::{Deserialize, Serialize};
 
 use crate::base::Error;

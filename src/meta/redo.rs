@@ -1,5 +1,7 @@
 //! Row changes as bytes: table (1), key length (2), row length + 1 (4; 0 = deleted), key, row.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 use crate::base::{Error, Result};
 use crate::format::table::TABLES;
 

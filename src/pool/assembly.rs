@@ -7,6 +7,8 @@
 //! - A member is current when it carries the head, or when it takes part in the head and carries what it carried
 //!   before: then the head was never acknowledged. Every other member is stale.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 use std::fmt::Write as _;
 
 use crate::base::{DeviceId, Error, Result, Uuid};
@@ -68,8 +70,7 @@ pub fn assemble(candidates: &[Candidate], wanted: Option<Uuid>) -> Result<Assemb
     }
     assembly.present.sort_by_key(|present| present.id);
 
-    for at in 0..label.members.len() {
-        let entry = &label.members[at];
+    for (entry, new) in label.members.iter().zip(&mut assembly.pool.members) {
         let present = assembly.present.iter().find(|present| present.id == entry.id);
         let state = match present {
             _ if entry.state == MemberState::Removed => continue,
@@ -82,13 +83,14 @@ pub fn assemble(candidates: &[Candidate], wanted: Option<Uuid>) -> Result<Assemb
             (None, _) => assembly.notes.push(format!("device {} is missing", describe(entry))),
             (Some(present), MemberState::Stale) => assembly.notes.push(format!(
                 "{} (device {}) was absent and is brought up to date",
-                candidates[present.candidate].name, entry.id
+                candidates.get(present.candidate).map_or("a device", |candidate| &candidate.name),
+                entry.id
             )),
             _ => {}
         }
         if entry.state != state {
             assembly.changed = true;
-            assembly.pool.members[at].state = state;
+            new.state = state;
         }
     }
     refuse_too_few(&assembly)?;
@@ -132,7 +134,7 @@ fn one_pool(candidates: &[Candidate], wanted: Option<Uuid>) -> Result<String> {
 fn refuse_clones(candidates: &[Candidate]) -> Result<()> {
     for (at, candidate) in candidates.iter().enumerate() {
         let id = candidate.label.device.uuid;
-        if let Some(twin) = candidates[..at].iter().find(|twin| twin.label.device.uuid == id) {
+        if let Some(twin) = candidates.iter().take(at).find(|twin| twin.label.device.uuid == id) {
             return Err(Error::Unavailable(format!(
                 "{} and {} both say they are device {id} of pool {}: one is a copy of the other; leave the copy out",
                 twin.name, candidate.name, candidate.label.pool.name

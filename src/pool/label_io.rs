@@ -6,6 +6,8 @@
 //!   holds a whole label, the newest acknowledged one or a newer one.
 //! - All copies of a device are equal except within a write, so that any one of them suffices.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 use std::sync::Arc;
 
 use crate::base::{Error, Result};
@@ -153,6 +155,7 @@ pub(super) struct LabelWrite {
 }
 
 /// Writes the labels of several devices in parallel; they are durable where the answer is `Ok`.
+#[expect(clippy::indexing_slicing, reason = "there is one answer for each write")]
 pub(super) fn write(engine: &dyn Engine, writes: &[LabelWrite]) -> Vec<Result<()>> {
     let mut answers: Vec<Result<()>> = writes.iter().map(|_| Ok(())).collect();
     let pair_requests = |second: bool, answers: &mut Vec<Result<()>>| {
@@ -174,6 +177,7 @@ pub(super) fn write(engine: &dyn Engine, writes: &[LabelWrite]) -> Vec<Result<()
     answers
 }
 
+#[expect(clippy::indexing_slicing, reason = "there is one answer for each write")]
 fn flush(engine: &dyn Engine, writes: &[LabelWrite], answers: &mut [Result<()>]) {
     let whose: Vec<usize> = (0..writes.len()).filter(|at| answers[*at].is_ok()).collect();
     let batch = whose.iter().map(|at| Request::new(&*writes[*at].device, Op::Flush)).collect();
@@ -181,6 +185,7 @@ fn flush(engine: &dyn Engine, writes: &[LabelWrite], answers: &mut [Result<()>])
 }
 
 /// Runs the batch and keeps the first error of each device.
+#[expect(clippy::indexing_slicing, reason = "there is one answer for each write")]
 fn run(engine: &dyn Engine, whose: &[usize], mut batch: Vec<Request<'_>>, answers: &mut [Result<()>]) {
     engine.run(&mut batch);
     for (at, request) in whose.iter().zip(batch) {

@@ -148,7 +148,9 @@ pub fn give_up(tx: &mut Tx<'_>, stripe: StripeId, index: usize, devices: &dyn De
     if devices.holds(stripe, &row, index) != Some(false) && !enough {
         return Ok(false);
     }
-    row.placements[index] = Placement::NONE;
+    if let Some(place) = row.placements.get_mut(index) {
+        *place = Placement::NONE;
+    }
     row.state = StripeState::Degraded;
     tx.put::<Stripes>(&stripe, &row)?;
     plan_rebuild(tx, stripe)?;

@@ -222,7 +222,7 @@ fn put_name(tx: &mut Tx<'_>, parent: Ino, name: &[u8], ino: Ino, kind: u8) -> Re
 
 /// The name with what it may not have replaced.
 fn valid(name: &[u8]) -> Vec<u8> {
-    let cut = &name[..name.len().min(NAME_MAX)];
+    let cut = name.get(..NAME_MAX).unwrap_or(name);
     let mut name: Vec<u8> = cut.iter().map(|byte| if matches!(byte, b'/' | 0) { b'_' } else { *byte }).collect();
     if !is_name(&name) {
         name.insert(0, b'_');

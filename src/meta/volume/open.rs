@@ -1,5 +1,7 @@
 //! Making a volume, and opening one after whatever happened to it.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 use super::block::{Block, zeroed};
 use super::recover::{self, Log};
 use super::replicas::Replica;

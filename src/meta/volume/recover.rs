@@ -4,6 +4,8 @@
 //! which replicas lack it is noted. So entries that rotted on different replicas do not add up, and the walk ends where no
 //! replica has a continuation. Units cut off at the end have not happened.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 use super::block::{Block, zeroed};
 use super::replicas::Replica;
 use crate::base::{BLOCK_SIZE, Error, Result};

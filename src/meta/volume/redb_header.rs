@@ -1,6 +1,8 @@
 //! What the volume has to know of redb's header (file format 3, the first 320 bytes): which commit it names, and how long
 //! the file is. redb reads the rest itself.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 /// Bytes redb writes as its header.
 pub const LEN: usize = 320;
 

@@ -7,6 +7,8 @@
 //!   is left of the old metadata.
 //! - The labels name the old metadata until the new one is whole and durable. Interrupted, it all can be begun again.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
+
 mod find;
 mod newer;
 mod older;

@@ -176,7 +176,8 @@ impl Recovery {
 fn is_whole(media: &PoolMembership, found: &FoundShard) -> bool {
     let Some(header) = media.device(found.device).and_then(|device| read_header(&*device, found)) else { return false };
     let Some(mut row) = row_without_places(&header) else { return false };
-    row.placements[usize::from(found.index)] = Placement { device: found.device, block: found.block };
+    let Some(place) = row.placements.get_mut(usize::from(found.index)) else { return false };
+    *place = Placement { device: found.device, block: found.block };
     stripe_io::read_shard(media, &row, usize::from(found.index)).is_some()
 }
 
@@ -209,7 +210,7 @@ fn describe(media: &PoolMembership, shards: &[FoundShard], good: &BTreeSet<Found
         {
             continue;
         }
-        let place = &mut stripe.row.placements[usize::from(found.index)];
+        let Some(place) = stripe.row.placements.get_mut(usize::from(found.index)) else { continue };
         if good.contains(found) && *place == Placement::NONE {
             *place = Placement { device: found.device, block: found.block };
         }

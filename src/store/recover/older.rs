@@ -184,7 +184,8 @@ fn verifies(media: &PoolMembership, id: StripeId, row: &StripeRow, index: usize,
         payload: row.shard_blocks,
     };
     let mut there = row.clone();
-    there.placements[index] = place;
+    let Some(at) = there.placements.get_mut(index) else { return false };
+    *at = place;
     read_header(&*device, &found).is_some() && stripe_io::read_shard(media, &there, index).is_some()
 }
 
@@ -192,6 +193,6 @@ fn verifies(media: &PoolMembership, id: StripeId, row: &StripeRow, index: usize,
 fn overlaps(runs: &[Run], run: Run) -> bool {
     let end = run.block.0 + u64::from(run.blocks);
     let before = runs.partition_point(|other| (other.device, other.block.0) < (run.device, end));
-    let last = runs[..before].last();
+    let last = runs.iter().take(before).next_back();
     last.is_some_and(|other| other.device == run.device && other.block.0 + u64::from(other.blocks) > run.block.0)
 }
