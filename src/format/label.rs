@@ -494,8 +494,12 @@ impl Label {
         }
         pool.meta.check(&pool.members)?;
         match pool.members.iter().find(|m| m.id == self.device.id) {
-            Some(own) if own.uuid == self.device.uuid => Ok(()),
-            _ => Err("its member table does not name this device"),
+            Some(own)
+                if (own.uuid, own.size, own.layout) == (self.device.uuid, self.device.size, self.device.layout) =>
+            {
+                Ok(())
+            }
+            _ => Err("its member table does not name this device as it is"),
         }
     }
 }

@@ -113,6 +113,10 @@ fn metadata_that_lies_where_something_else_does_is_refused() {
     refused(&|meta| meta.replicas[0].log_block = 255);
     refused(&|meta| meta.replicas[0].log_blocks = 513);
     refused(&|meta| meta.chunks.push(ChunkRun { device: 0, chunk: 2, count: 1, block: 1_791 }));
+    let mut label = sample();
+    // What the member table has checked is not what counts.
+    label.device.layout.blocks = 1_024;
+    assert!(matches!(Label::decode(&label.encode().unwrap()), Err(LabelFault::Damaged(_))));
     // Next to each other, and on a device that nobody knows.
     let mut label = sample();
     label.pool.meta.chunks.push(ChunkRun { device: 0, chunk: 2, count: 1, block: 1_792 });
