@@ -53,7 +53,7 @@ fn shards(row: &StripeRow) -> impl Iterator<Item = (Placement, u32)> + '_ {
     placed.map(|placement| (*placement, row.shard_blocks))
 }
 
-/// Visits the extents that overlap `range`, ascending.
+/// Visits the extents that overlap `range`, ascending. None ends beyond the last offset there is.
 pub fn overlapping(
     reader: &impl Reader,
     ino: Ino,
@@ -73,7 +73,7 @@ pub fn overlapping(
             Ok(Visit::Break(()))
         })?;
         if let Some((offset, row)) = left
-            && offset + row.length > range.start
+            && end(ino, offset, &row)? > range.start
         {
             stopped = visit(offset, row)?.is_break();
         }
@@ -82,8 +82,14 @@ pub fn overlapping(
         return Ok(());
     }
     reader.scan::<Extents>((Bound::Included(key(range.start)), Bound::Excluded(key(range.end))), |key, row| {
+        end(ino, key.offset, &row)?;
         visit(key.offset, row)
     })
+}
+
+fn end(ino: Ino, offset: u64, row: &ExtentRow) -> Result<u64> {
+    let beyond = || Error::corrupt(format!("an extent of inode {ino} ends beyond all offsets; run fsck"));
+    offset.checked_add(row.length).ok_or_else(beyond)
 }
 
 /// Removes what the file has in `range`, cutting extents at its ends. Stops after `limit` extents and then returns

@@ -96,7 +96,10 @@ impl Store {
             let start = at.max(offset);
             let stop = (at + row.length).min(end);
             let target = (start - offset) as usize..(stop - offset) as usize;
-            out[reached..target.start].fill(0);
+            let Some(hole) = out.get_mut(reached..target.start) else {
+                return Err(Error::corrupt(format!("two extents of inode {ino} overlap; run fsck")));
+            };
+            hole.fill(0);
             reached = target.end;
             match &row.body {
                 ExtentBody::Inline(bytes) => {

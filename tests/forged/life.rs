@@ -291,7 +291,13 @@ fn mend(world: &SimWorld, flags: &Flags) -> Verdict {
     if mended.level > 1 {
         // An archive that its label puts over something else stays until there is a newer one.
         let archive = mended.text.contains("within the metadata volume");
-        let beyond = |id: &String| BEYOND_REPAIR.contains(&id.as_str()) || (archive && id == "block-shared");
+        // A shard on a device that is no member any more is kept while its stripe cannot be read without it.
+        let fewer = issues(&mended).iter().any(|id| id == "member-missing");
+        let beyond = |id: &String| match id.as_str() {
+            "block-shared" => archive,
+            "shard-outside" => fewer,
+            id => BEYOND_REPAIR.contains(&id),
+        };
         let left: Vec<String> = issues(&mended).into_iter().filter(|id| !beyond(id)).collect();
         if left.is_empty() {
             return Ok(());
