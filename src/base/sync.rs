@@ -1,13 +1,15 @@
-//! Locks, condition variables, atomics and threads of what lies above the database: `meta`'s transactions, `store` and `fs`.
+//! Locks, condition variables, atomics and threads of what lies above the database: `meta`'s transactions, `store`, `fs`, and
+//! the readers of a `fuse` session.
 //!
 //! They are the standard library's. Under the cargo feature `shuttle`, which only tests turn on, they are those of the crate
 //! of that name: all threads of a test share one of the system's, every use of one of these may hand it over to another,
 //! and `explore` tries many orders, at random but the same each time. A deadlock ends the test, and so does a lost wake-up:
 //! a wait with a limit never reaches it, but for [`wait_or_look_again`], which always does.
 //!
-//! Invariant: whoever holds a lock that is not from here (redb's, the volume's, a simulated device's) uses nothing that is.
-//! Otherwise the thread would be handed over to somebody who may want that lock, and nobody could go on. That is why
-//! everything below redb keeps to `std::sync`, and why no test explores a pool whose metadata lie on its devices.
+//! Invariant of everything that is explored: whoever holds a lock that is not from here (redb's, the volume's, a simulated
+//! device's) uses nothing that is. Otherwise the thread would be handed over to somebody who may want that lock, and nobody
+//! could go on. That is why everything below redb keeps to `std::sync`, and why no test explores a pool whose metadata lie
+//! on its devices: the volume asks the store for space.
 
 #[cfg(not(feature = "shuttle"))]
 pub use std::{
