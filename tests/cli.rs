@@ -13,6 +13,8 @@ mod damage;
 mod fsck;
 #[path = "cli/inject.rs"]
 mod inject;
+#[path = "cli/linear.rs"]
+mod linear;
 #[path = "cli/recover.rs"]
 mod recover;
 

@@ -266,7 +266,7 @@ pub enum XattrSet {
 }
 
 /// When reading moves a file's access time.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub enum AccessTime {
     /// Never.
     Never,

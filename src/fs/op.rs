@@ -390,7 +390,7 @@ impl From<&Error> for Refusal {
 
 /// Performs operations on a filesystem.
 pub struct Driver {
-    fs: Fs,
+    fs: Arc<Fs>,
     clock: Arc<ManualClock>,
     slots: [Option<Ino>; SLOTS],
     /// The newest error, in full.
@@ -402,7 +402,13 @@ impl Driver {
     pub fn new(fs: Fs, clock: Arc<ManualClock>) -> Driver {
         let mut slots = [None; SLOTS];
         slots[0] = Some(Ino::ROOT);
-        Driver { fs, clock, slots, error: None }
+        Driver { fs: Arc::new(fs), clock, slots, error: None }
+    }
+
+    /// Another one for the same filesystem, for a thread of its own. It holds what this one holds now, and must put what it
+    /// is handed out into slots that nobody else uses.
+    pub fn beside(&self) -> Driver {
+        Driver { fs: self.fs.clone(), clock: self.clock.clone(), slots: self.slots, error: None }
     }
 
     /// The filesystem.
@@ -415,16 +421,20 @@ impl Driver {
         self.error.as_ref()
     }
 
-    /// Gives the filesystem back.
+    /// Gives the filesystem back, when all others are gone.
     pub fn into_fs(self) -> Fs {
-        self.fs
+        Arc::into_inner(self.fs).expect("nobody else drives it")
     }
 
     /// Moves the clock by a second and performs the operation; returns when it happened, too.
     pub fn apply(&mut self, op: &Op) -> (Timestamp, Outcome) {
         self.clock.advance_ns(1_000_000_000);
-        let now = self.clock.now();
-        let outcome = match self.perform(op) {
+        (self.clock.now(), self.apply_at_once(op))
+    }
+
+    /// Performs the operation while the clock stands still.
+    pub fn apply_at_once(&mut self, op: &Op) -> Outcome {
+        match self.perform(op) {
             Ok(Some(outcome)) => outcome,
             Ok(None) => Outcome::Skipped,
             Err(error) => {
@@ -432,8 +442,7 @@ impl Driver {
                 self.error = Some(error);
                 Outcome::Refused(refusal)
             }
-        };
-        (now, outcome)
+        }
     }
 
     fn at(&self, slot: Slot) -> Option<Ino> {
@@ -585,7 +594,7 @@ impl Driver {
 
     /// Goes on with another filesystem, to which nothing refers.
     pub fn reopen(&mut self, fs: Fs) {
-        self.fs = fs;
+        self.fs = Arc::new(fs);
         self.slots[1..].fill(None);
     }
 }

@@ -6,6 +6,7 @@ mod acl;
 mod attrs;
 mod data;
 mod generate;
+pub mod linear;
 mod sparse;
 mod tree;
 
@@ -21,7 +22,7 @@ use crate::format::rows::{FLAG_APPEND, FLAG_IMMUTABLE};
 use sparse::Sparse;
 
 /// An inode of the model.
-#[derive(Clone)]
+#[derive(Clone, Hash)]
 struct Node {
     kind: FileType,
     /// Without the type.
@@ -47,7 +48,7 @@ struct Node {
 const ROOT: u64 = 1;
 
 /// A filesystem as it should be.
-#[derive(Clone)]
+#[derive(Clone, Hash)]
 pub struct Model {
     nodes: BTreeMap<u64, Node>,
     next: u64,

@@ -6,7 +6,7 @@ use std::ops::Range;
 const PAGE: u64 = 4096;
 
 /// A file's bytes.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, Hash)]
 pub struct Sparse {
     size: u64,
     /// Pages by number; what is missing is zero, and so is what lies behind the size.

@@ -7,6 +7,7 @@ mod content;
 mod content_devices;
 mod content_model;
 mod content_threads;
+mod linear;
 mod listing;
 mod names;
 mod orphans;
