@@ -119,8 +119,7 @@ impl Caller {
     }
 }
 
-/// That something was refused matters, and whether it was there; the kernel checks some things before it asks, and in an order
-/// of its own.
+/// That something was refused matters, not why: the kernel checks some things before it asks, and in an order of its own.
 fn refusal(errno: Errno) -> Refusal {
     match errno {
         Errno::NOENT
