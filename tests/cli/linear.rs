@@ -9,17 +9,13 @@ use argosfs::base::file::{FileType, RenameMode, SetAttr};
 use argosfs::base::rng::mix64;
 use argosfs::base::{Prng, Timestamp};
 use argosfs::fs::model::Model;
-use argosfs::fs::model::linear::{Event, linearise};
+use argosfs::fs::model::linear::{DIR, Event, FILE, OWN, linearise, make, random_names_op};
 use argosfs::fs::op::{Name, Op, Outcome, Refusal, SLOTS, Slot, Who, link_target};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::*;
 
-const DIR: Slot = Slot(1);
-const FILE: Slot = Slot(2);
-/// The first slot of the threads' own.
-const OWN: u8 = 3;
 /// What is handed out by an operation that gives no descriptor goes here, and is never used.
 const NOBODY: Slot = Slot(11);
 
@@ -145,33 +141,18 @@ fn agrees(model: &Outcome, told: &Outcome) -> bool {
     }
 }
 
-fn make(dir: Slot, name: Name, kind: FileType) -> Op {
-    Op::Make { who: Who::ROOT, dir, name, kind, mode: 0o755, seed: 1, to: NOBODY }
-}
-
+/// An operation by chance. Listing a directory takes several calls: a name that moves meanwhile may be seen twice.
 fn random_op(prng: &mut Prng, own: Slot) -> Op {
-    let mut one_of = |count: u64| prng.below(count);
-    let (name, new_name) = (Name(one_of(4) as u8), Name(one_of(4) as u8));
-    let dir = [Slot::ROOT, DIR, Slot::ROOT, DIR, own][one_of(5) as usize];
-    let new_dir = [Slot::ROOT, DIR][one_of(2) as usize];
-    let inode = [FILE, own][one_of(2) as usize];
-    let kind = [FileType::Regular, FileType::Directory, FileType::Symlink][one_of(3) as usize];
-    // Listing a directory takes several calls: a name that moves meanwhile may be seen twice.
-    match one_of(15) {
-        0..=2 => make(dir, name, kind),
-        3 => Op::Tmpfile { who: Who::ROOT, dir, mode: 0o600, to: own },
-        4 => Op::Link { inode, dir, name },
-        5 | 6 => Op::Unlink { dir, name },
-        7 => Op::Rmdir { dir, name },
-        8..=10 => {
-            let mode = [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange][one_of(3) as usize];
-            Op::Rename { dir, name, new_dir, new_name, mode }
+    let inode = [FILE, DIR][prng.below(2) as usize];
+    match prng.below(15) {
+        0..=11 => {
+            let linked = [FILE, own][prng.below(2) as usize];
+            random_names_op(prng, own, NOBODY, linked)
         }
-        11 => Op::Lookup { dir, name, to: own },
-        12 | 13 => Op::GetAttr { inode: [FILE, DIR][one_of(2) as usize] },
+        12 | 13 => Op::GetAttr { inode },
         _ => {
-            let changes = SetAttr { mode: Some(0o600 + one_of(8) as u32), ..SetAttr::default() };
-            Op::SetAttr { who: Who::ROOT, inode: [FILE, DIR][one_of(2) as usize], changes }
+            let changes = SetAttr { mode: Some(0o600 + prng.below(8) as u32), ..SetAttr::default() };
+            Op::SetAttr { who: Who::ROOT, inode, changes }
         }
     }
 }
@@ -186,8 +167,8 @@ fn round(parent: &Path, seed: u64, threads: usize, steps: usize) {
     let now = Timestamp::default();
     let mut model = Model::new(now);
     let opening = [
-        make(Slot::ROOT, Name(3), FileType::Directory),
-        make(Slot::ROOT, Name(0), FileType::Regular),
+        make(Slot::ROOT, Name(3), FileType::Directory, NOBODY),
+        make(Slot::ROOT, Name(0), FileType::Regular, NOBODY),
         Op::Lookup { dir: Slot::ROOT, name: Name(3), to: DIR },
         Op::Lookup { dir: Slot::ROOT, name: Name(0), to: FILE },
     ];

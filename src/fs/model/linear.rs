@@ -5,9 +5,10 @@
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::Model;
+use super::{Choices, Model};
 use crate::base::Timestamp;
-use crate::fs::op::{Op, Outcome};
+use crate::base::file::{FileType, RenameMode};
+use crate::fs::op::{Name, Op, Outcome, Slot, Who};
 
 /// An operation that one of the threads performed. Times are numbers that grow with each call and each return.
 #[derive(Clone, Debug)]
@@ -25,6 +26,46 @@ pub struct Impossible {
     /// Everything called until then, by the time of its return. The outcome of the last is the first that cannot be; what
     /// returned later may have happened or not.
     pub history: Vec<Event>,
+}
+
+/// `/dir` and `/a`, a directory and a file that all threads refer to from the beginning.
+pub const DIR: Slot = Slot(1);
+pub const FILE: Slot = Slot(2);
+/// The first slot of the threads' own.
+pub const OWN: u8 = 3;
+
+/// Makes a file of a kind.
+pub fn make(dir: Slot, name: Name, kind: FileType, to: Slot) -> Op {
+    Op::Make { who: Who::ROOT, dir, name, kind, mode: 0o755, seed: 1, to }
+}
+
+/// A directory by chance, for a thread whose slot is `own`.
+pub fn random_dir(choices: &mut impl Choices, own: Slot) -> Slot {
+    [Slot::ROOT, DIR, Slot::ROOT, DIR, own][choices.below(5) as usize]
+}
+
+/// An operation on names by chance, of a thread whose slot is `own`: among few names, so that threads meet. What is made goes
+/// into slot `made`, and `inode` is what may get a link.
+pub fn random_names_op(choices: &mut impl Choices, own: Slot, made: Slot, inode: Slot) -> Op {
+    let mut name = || Name(choices.below(4) as u8);
+    let (name, new_name) = (name(), name());
+    let dir = random_dir(choices, own);
+    let new_dir = [Slot::ROOT, DIR][choices.below(2) as usize];
+    match choices.below(12) {
+        0 | 1 => {
+            let kinds = [FileType::Regular, FileType::Directory, FileType::Symlink];
+            make(dir, name, kinds[choices.below(3) as usize], made)
+        }
+        2 => Op::Tmpfile { who: Who::ROOT, dir, mode: 0o600, to: own },
+        3 | 4 => Op::Link { inode, dir, name },
+        5 | 6 => Op::Unlink { dir, name },
+        7 => Op::Rmdir { dir, name },
+        8..=10 => {
+            let modes = [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange];
+            Op::Rename { dir, name, new_dir, new_name, mode: modes[choices.below(3) as usize] }
+        }
+        _ => Op::Lookup { dir, name, to: own },
+    }
 }
 
 /// Operations that can be looked at together.
@@ -118,12 +159,10 @@ impl std::fmt::Display for Impossible {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::file::FileType;
-    use crate::fs::op::{Name, Refusal, Slot, Who};
+    use crate::fs::op::Refusal;
 
     fn make(name: u8, to: u8) -> Op {
-        let (dir, kind) = (Slot::ROOT, FileType::Regular);
-        Op::Make { who: Who::ROOT, dir, name: Name(name), kind, mode: 0o644, seed: 0, to: Slot(to) }
+        super::make(Slot::ROOT, Name(name), FileType::Regular, Slot(to))
     }
 
     fn told(answers: &[(usize, u64, u64, Op, Outcome)]) -> Result<(), Impossible> {

@@ -4,53 +4,28 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
-use crate::base::file::{RenameMode, SetAttr, XattrSet};
+use crate::base::file::{SetAttr, XattrSet};
 use crate::base::rng::mix64;
 use crate::base::sync::thread;
 use crate::fs::model::Model;
-use crate::fs::model::linear::{Event, linearise};
+use crate::fs::model::linear::{DIR, Event, FILE, OWN, linearise, make, random_dir, random_names_op};
 use crate::fs::op::{Driver, Name, Op, Outcome, Shown, Slot, Who, XattrName};
-
-/// `/dir`, and `/a`, a file. All threads refer to them.
-const DIR: Slot = Slot(1);
-const FILE: Slot = Slot(2);
-/// The first slot of the threads' own.
-const OWN: u8 = 3;
-/// The fourth of them is `dir`.
-const NAMES: u64 = 4;
-
-fn make(dir: Slot, name: Name, kind: FileType, to: Slot) -> Op {
-    Op::Make { who: Who::ROOT, dir, name, kind, mode: 0o755, seed: 1, to }
-}
 
 /// An operation by chance of a thread whose slot is `own`.
 fn random_op(prng: &mut Prng, own: Slot) -> Op {
-    let mut one_of = |count: u64| prng.below(count);
-    let name = Name(one_of(NAMES) as u8);
-    let new_name = Name(one_of(NAMES) as u8);
-    let dir = [Slot::ROOT, DIR, Slot::ROOT, DIR, own][one_of(5) as usize];
-    let new_dir = [Slot::ROOT, DIR][one_of(2) as usize];
-    let inode = [FILE, DIR, own, own][one_of(4) as usize];
-    let kind = [FileType::Regular, FileType::Directory, FileType::Symlink][one_of(3) as usize];
-    match one_of(16) {
-        0 | 1 => make(dir, name, kind, own),
-        2 => Op::Tmpfile { who: Who::ROOT, dir, mode: 0o600, to: own },
-        3 | 4 => Op::Link { inode, dir, name },
-        5 | 6 => Op::Unlink { dir, name },
-        7 => Op::Rmdir { dir, name },
-        8..=10 => {
-            let mode = [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange][one_of(3) as usize];
-            Op::Rename { dir, name, new_dir, new_name, mode }
-        }
-        11 => Op::Lookup { dir, name, to: own },
-        12 => Op::List { dir },
+    let inode = [FILE, DIR, own, own][prng.below(4) as usize];
+    match prng.below(16) {
+        0..=11 => random_names_op(prng, own, own, inode),
+        12 => Op::List { dir: random_dir(prng, own) },
         13 => Op::GetAttr { inode },
         14 => {
-            let changes = SetAttr { mode: Some(0o600 + one_of(8) as u32), ..SetAttr::default() };
+            let changes = SetAttr { mode: Some(0o600 + prng.below(8) as u32), ..SetAttr::default() };
             Op::SetAttr { who: Who::ROOT, inode, changes }
         }
-        _ => match one_of(3) {
-            0 => Op::SetXattr { inode, name: XattrName(0), length: 1, fill: one_of(9) as u8, set: XattrSet::Create },
+        _ => match prng.below(3) {
+            0 => {
+                Op::SetXattr { inode, name: XattrName(0), length: 1, fill: prng.below(9) as u8, set: XattrSet::Create }
+            }
             1 => Op::RemoveXattr { inode, name: XattrName(0) },
             _ => Op::GetXattr { inode, name: XattrName(0) },
         },

@@ -11,7 +11,7 @@ use argosfs::fs::model::{Path, Tree, read_tree};
 use argosfs::fs::{Fs, Options};
 
 use super::machine::{Base, Machine};
-use crate::campaign::{Verdict, While};
+use crate::campaign::{States, Verdict, While};
 use crate::process::Process;
 use crate::recovery::{LOSSES, lose};
 use crate::stack::{self, Mounted};
@@ -81,6 +81,14 @@ impl<'a> Checker<'a> {
             self.point(machine, at, effort, prng)?;
         }
         Ok(())
+    }
+
+    /// States of crash points by chance from event `from` on.
+    pub fn some_points(&mut self, machine: &Machine, from: u64, chosen: &States) -> Verdict {
+        chosen.each(|prng| {
+            let at = from + prng.below(machine.world.record() - from + 1);
+            self.point(machine, at, Effort { all: 1, some: 1 }, prng)
+        })
     }
 
     /// States of one crash point.

@@ -9,7 +9,7 @@ use argosfs::base::{Error, Ino, Prng};
 use argosfs::fs::op::{Name, Op, Slot, Who};
 use argosfs::fs::{Fs, Options};
 
-use super::crash::{Checker, Effort};
+use super::crash::Checker;
 use super::machine::{Act, Base, Ended, Machine};
 use super::vocabulary::{opening, preamble};
 use super::{MIX, check_or_shrink, counted};
@@ -89,11 +89,7 @@ fn a_full_pool_keeps_what_it_took_in_and_can_be_emptied() {
                 run(&mut machine, act)?;
             }
             machine.leave();
-            let mut checker = Checker::new(&base, tally, &[]);
-            chosen.each(|prng| {
-                let at = from + prng.below(machine.world.record() - from + 1);
-                checker.point(&machine, at, Effort { all: 1, some: 1 }, prng)
-            })
+            Checker::new(&base, tally, &[]).some_points(&machine, from, chosen)
         })
     });
 }

@@ -166,11 +166,7 @@ fn long_runs_survive_power_cuts() {
                 machine.act(act)?;
             }
             machine.leave();
-            let mut checker = Checker::new(&base, tally, &weak);
-            chosen.each(|prng| {
-                let at = from + prng.below(machine.world.record() - from + 1);
-                checker.point(&machine, at, Effort { all: 1, some: 1 }, prng)
-            })
+            Checker::new(&base, tally, &weak).some_points(&machine, from, chosen)
         })
     });
 }
