@@ -19,7 +19,7 @@ use crate::format::rows::{InodeRow, JournalOp};
 use crate::format::table::Inodes;
 use crate::meta::{Reader, Tx};
 use crate::store::commit::ContentDeltas;
-use crate::store::{ContentWrite, INLINE_SYNCHRONOUS, Inline};
+use crate::store::{ContentWrite, INLINE_SYNCHRONOUS, Inline, alignment};
 
 /// Files whose content one commit takes at most.
 const PARTS: usize = 1024;
@@ -71,8 +71,7 @@ impl Fs {
         let writer = state.writer;
         self.writeback.note_departed(departed.bytes);
         drop(state);
-        batch.filled =
-            batch.filled.next_multiple_of(if departed.bytes < BLOCK_SIZE { 8 } else { BLOCK_SIZE }) + departed.bytes;
+        batch.filled = batch.filled.next_multiple_of(alignment(departed.bytes as usize) as u64) + departed.bytes;
         batch.bytes += departed.bytes;
         let (segments, bytes, size) = (departed.segments, departed.bytes, departed.size);
         batch.parts.push(Part { inode: inode.clone(), segments, bytes, size, writer });

@@ -48,6 +48,13 @@ pub trait RedoLog: Send + Sync {
     fn prepare(&self) -> Result<()> {
         Ok(())
     }
+    /// The same for whoever goes on with what is at hand.
+    fn prepare_what_can_be(&self) -> Result<()> {
+        match self.prepare() {
+            Err(Error::NoSpace) => Ok(()),
+            done => done,
+        }
+    }
     /// Makes the groups durable on every live replica, all or none.
     fn append(&self, groups: &[RedoGroup]) -> Result<Appended>;
     /// Runs `commit`, redb's durable commit, inside the window in which home may change its header.
@@ -427,10 +434,7 @@ impl Meta {
             return Ok(());
         }
         // There may have been no transaction since the pool was opened. What is at hand may do.
-        match self.log.prepare() {
-            Ok(()) | Err(Error::NoSpace) => {}
-            Err(error) => return Err(error),
-        }
+        self.log.prepare_what_can_be()?;
         let _seal = lock(&self.seal);
         self.check()?;
         self.log.prewrite().map_err(|error| self.poison(&error.to_string()))?;

@@ -40,7 +40,7 @@ pub use damage::Damaged;
 pub use extents::Ledger;
 pub use faults::DeviceFaults;
 pub use host::PoolMembership;
-pub use pack::INLINE_SYNCHRONOUS;
+pub use pack::{INLINE_SYNCHRONOUS, alignment};
 pub use read::Mapping;
 pub use space::{Reservation, Space};
 

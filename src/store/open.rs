@@ -124,10 +124,7 @@ fn assemble(
     let archives = Archives::load(pool, &devices, &meta);
     if !is_new && !pool.is_read_only() {
         // What was claimed ahead last time is free, and nobody else may have it.
-        match log.prepare() {
-            Ok(()) | Err(Error::NoSpace) => {}
-            Err(error) => return Err(error),
-        }
+        log.prepare_what_can_be()?;
     }
     migrate(&meta, pool.is_read_only())?;
     if !pool.is_read_only() {

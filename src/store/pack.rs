@@ -10,6 +10,11 @@ pub const INLINE_SYNCHRONOUS: usize = 32 << 10;
 /// A stripe with less room left than this is closed rather than given the first bytes of a larger piece.
 const SMALLEST_SPLIT: usize = 16 << 10;
 
+/// Where in a stripe content of so many bytes may begin: at a multiple of this.
+pub const fn alignment(length: usize) -> usize {
+    if length < BLOCK_SIZE as usize { 8 } else { BLOCK_SIZE as usize }
+}
+
 /// A part of one write, in a stripe.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Piece {
@@ -62,12 +67,11 @@ fn pack(writes: &[ContentWrite], capacity: usize, goes_inline: impl Fn(&ContentW
         let mut skip = 0;
         while skip < whole {
             let left = whole - skip;
-            let align = if left >= BLOCK_SIZE as usize { BLOCK_SIZE as usize } else { 8 };
             // What goes on where the write before it ended needs no gap: buffers end where they like.
             let goes_on = skip == 0
                 && open.pieces.last().is_some_and(|piece| piece.write + 1 == index)
                 && writes[index - 1].is_followed_by(write);
-            let start = if goes_on { open.used } else { open.used.next_multiple_of(align) };
+            let start = if goes_on { open.used } else { open.used.next_multiple_of(alignment(left)) };
             let room = capacity.saturating_sub(start);
             if room == 0 || (room < left && room < SMALLEST_SPLIT && open.used > 0) {
                 plan.stripes.push(std::mem::take(&mut open));
