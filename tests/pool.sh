@@ -4,6 +4,7 @@
 #   mount_pool NAME [OPTION..]      mounts it at $MOUNT
 #   unmount_pool                    waits until the daemon is gone
 #   check_pool NAME                 fsck --data, which must find nothing
+#   await_begin PID                 waits until the hammer that works beside $side has begun: a busy machine takes its time
 
 cd "$(dirname "$0")/.." || exit 1
 TARGET=${CARGO_TARGET_DIR:-$PWD/target}
@@ -66,4 +67,14 @@ unmount_pool() {
 
 check_pool() {
     "$ARGOSFS" fsck --data "$WORK/$1.0.img" || fail "fsck found problems"
+}
+
+await_begin() {
+    local i
+    for ((i = 0; i < 3000; i++)); do
+        [ -e "$side/begun" ] && return
+        kill -0 "$1" 2>/dev/null || return 1
+        sleep 0.02
+    done
+    return 1
 }

@@ -119,6 +119,7 @@ pub fn run(dir: &str, side: &str, argosfs: &str, seed: u64, writeback: bool) -> 
         .map(|at| Writer::new(dir, at, seed).map_err(|e| format!("set up: {e}")))
         .collect::<Result<_, _>>()?;
     let pool = Path::new(dir).parent().ok_or("no mount point above")?.to_path_buf();
+    fs::write(shared.side.join("begun"), "").map_err(|e| format!("begin: {e}"))?;
     std::thread::scope(|scope| {
         for writer in &mut writers {
             let shared = &shared;

@@ -1,7 +1,8 @@
 //! Works on a mounted pool and knows at any moment what has to be there: the workload of `tests/run-kill` and
 //! `tests/run-faults`.
 //!
-//!     hammer crash DIR SIDE ARGOSFS SEED [writeback]   writes until the daemon dies, waits for SIDE/again, verifies
+//!     hammer crash DIR SIDE ARGOSFS SEED [writeback]   makes SIDE/begun and writes until the daemon dies, waits for
+//!                                                      SIDE/again, verifies
 //!     hammer fill DIR MANIFEST MIX SEED [BYTES]        four writers, until the pool is full or has BYTES more
 //!     hammer pump DIR MANIFEST SECONDS SEED            writes, syncs and reads back; nothing may fail
 //!     hammer check MANIFEST                            reads everything back
