@@ -93,6 +93,8 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         if self.is_mounted() {
+            // A rehearsal that failed half-way must not keep the daemon from ending.
+            let _ = self.run(&["debug", "inject", &self.mnt(), "--clear"]);
             let _ = self.run(&["umount", "--lazy", &self.mnt()]);
         }
         let _ = fs::remove_dir_all(&self.root);

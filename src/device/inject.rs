@@ -2,7 +2,7 @@
 //! says. Only pools that were made for it have such devices.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Device, InFlight};
@@ -55,6 +55,7 @@ impl Rule {
 
 struct Rules {
     rules: Vec<Rule>,
+    times_cleared: u64,
     prng: Prng,
 }
 
@@ -62,13 +63,14 @@ struct Rules {
 pub struct Board {
     enabled: AtomicBool,
     rules: Mutex<Rules>,
+    cleared: Condvar,
 }
 
 impl Board {
     /// Without rules; `seed` decides which of several requests are harmed.
     pub fn new(seed: u64) -> Board {
-        let rules = Rules { rules: Vec::new(), prng: Prng::new(seed) };
-        Board { enabled: AtomicBool::new(false), rules: Mutex::new(rules) }
+        let rules = Rules { rules: Vec::new(), times_cleared: 0, prng: Prng::new(seed) };
+        Board { enabled: AtomicBool::new(false), rules: Mutex::new(rules), cleared: Condvar::new() }
     }
 
     /// Devices opened from now on are put behind it.
@@ -90,9 +92,19 @@ impl Board {
         self.rules().rules.push(rule);
     }
 
-    /// Removes all rules.
+    /// Removes all rules, and ends the delays that are under way.
     pub fn clear(&self) {
-        self.rules().rules.clear();
+        let mut rules = self.rules();
+        rules.rules.clear();
+        rules.times_cleared += 1;
+        self.cleared.notify_all();
+    }
+
+    fn wait(&self, milliseconds: u64) {
+        let rules = self.rules();
+        let now = rules.times_cleared;
+        let same = |rules: &mut Rules| rules.times_cleared == now;
+        drop(self.cleared.wait_timeout_while(rules, Duration::from_millis(milliseconds), same));
     }
 
     /// The rules there are, those that are used up included.
@@ -103,7 +115,7 @@ impl Board {
     /// What is to happen to a request.
     fn draw(&self, device: &str, kind: Kind, offset: u64, length: u64) -> Vec<Harm> {
         let mut guard = self.rules();
-        let Rules { rules, prng } = &mut *guard;
+        let Rules { rules, prng, .. } = &mut *guard;
         let mut harms = Vec::new();
         for rule in rules.iter_mut().filter(|rule| rule.applies(device, kind, offset, length)) {
             if prng.chance(1, rule.one_in.max(1)) {
@@ -145,7 +157,7 @@ impl Injected {
                     return Err(Error::io(self.inner.name(), operation, error));
                 }
                 Harm::Corrupt => corrupt = true,
-                Harm::Delay(milliseconds) => std::thread::sleep(Duration::from_millis(milliseconds)),
+                Harm::Delay(milliseconds) => self.board.wait(milliseconds),
             }
         }
         Ok(corrupt)

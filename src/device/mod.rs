@@ -11,6 +11,7 @@ pub mod engine;
 pub mod file;
 pub mod in_flight;
 pub mod inject;
+pub mod patience;
 pub mod sim;
 
 mod bounds;
@@ -18,9 +19,11 @@ mod bounds;
 pub use buffer::AlignedBuf;
 pub use engine::EngineChoice;
 pub use in_flight::InFlight;
+pub use patience::{Answer, OwnRead, STALL};
 
 use crate::base::Result;
 use std::fmt;
+use std::time::Duration;
 
 /// One member's storage: a linear range of bytes. All offsets and lengths of data requests are multiples of
 /// [`crate::base::BLOCK_SIZE`] unless the implementation says more.
@@ -125,6 +128,13 @@ impl<'a> Request<'a> {
 pub trait Engine: Send + Sync {
     /// Runs every request and sets every `result`; returns when all have finished.
     fn run(&self, batch: &mut [Request<'_>]);
+
+    /// Runs reads that own what they need. With `patience`, those without an answer after that time are left behind, and end
+    /// by themselves; an engine that has no way to do so waits.
+    fn read(&self, mut reads: Vec<OwnRead>, patience: Option<Duration>) -> Vec<Answer> {
+        let _ = patience;
+        patience::run_all(&mut reads, |batch| self.run(batch))
+    }
 
     /// Its name in status and logs.
     fn name(&self) -> &'static str;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crate::base::{BLOCK_SIZE, BlockNo, DeviceId, Error, Result, StripeId};
 use crate::device::buffer::AlignedBuf;
-use crate::device::{Device, Engine, Op, Request};
+use crate::device::{Answer, Device, Engine, Op, OwnRead, Request, STALL};
 use crate::erasure::{Codec, Geometry};
 use crate::format::rows::{Placement, StripeRow};
 
@@ -161,6 +161,28 @@ fn payload_offset(placement: Placement, bytes: &Range<usize>) -> u64 {
     placement.block.byte_offset() + BLOCK_SIZE + bytes.start as u64
 }
 
+/// The read of `granules` of a shard.
+fn own_read(row: &StripeRow, shard: usize, granules: &Range<usize>, device: Arc<dyn Device>) -> OwnRead {
+    let bytes = byte_range(row, granules);
+    let offset = payload_offset(row.placements[shard], &bytes);
+    OwnRead { device, offset, buf: AlignedBuf::scratch(bytes.len()) }
+}
+
+/// What was read, if it verifies, or why not.
+fn judge(
+    row: &StripeRow,
+    shard: usize,
+    granules: &Range<usize>,
+    answer: Answer,
+) -> std::result::Result<AlignedBuf, Fault> {
+    match answer {
+        Answer::Read(bytes) if verifies(row, shard, granules, &bytes) => Ok(bytes),
+        Answer::Read(_) => Err(Fault::Checksum),
+        Answer::Failed(_) => Err(Fault::Io),
+        Answer::Late => Err(Fault::Avoided),
+    }
+}
+
 /// The device to read a shard from, or why not.
 fn source(media: &dyn Media, placement: Placement) -> (Option<Arc<dyn Device>>, Option<Fault>) {
     if placement == Placement::NONE {
@@ -174,7 +196,7 @@ fn source(media: &dyn Media, placement: Placement) -> (Option<Arc<dyn Device>>, 
 }
 
 /// Computes the bytes of `granules` of the `wanted` shards from others: first those on willing devices, then, if those
-/// do not suffice, those on devices to avoid. What is found bad on the way is added to `bad`.
+/// do not suffice, those on devices to avoid, which are waited for. What is found bad on the way is added to `bad`.
 fn reconstruct(
     media: &dyn Media,
     id: StripeId,
@@ -186,47 +208,45 @@ fn reconstruct(
     let bytes = byte_range(row, granules);
     let k = usize::from(row.k);
     let mut good: Vec<(u8, AlignedBuf)> = Vec::with_capacity(k);
-    let mut tried = vec![false; row.placements.len()];
-    for also_avoided in [false, true] {
+    // Shards that are out of the question, and those whose device let us wait.
+    let mut spent = vec![false; row.placements.len()];
+    let mut late = spent.clone();
+    for last_resort in [false, true] {
         while good.len() < k {
-            let mut candidates: Vec<(usize, Arc<dyn Device>, AlignedBuf)> = Vec::new();
-            for (shard, tried) in tried.iter_mut().enumerate() {
+            let mut candidates = Vec::new();
+            for (shard, placement) in row.placements.iter().enumerate() {
                 // A wanted shard on a device that is merely avoided is the last resort, not a contradiction.
-                if *tried || (wanted.contains(&shard) && !also_avoided) || candidates.len() + good.len() == k {
+                if spent[shard] || (!last_resort && (late[shard] || wanted.contains(&shard))) {
                     continue;
                 }
-                let (device, fault) = source(media, row.placements[shard]);
-                let device = match fault {
-                    Some(Fault::Avoided) if also_avoided => media.device(row.placements[shard].device),
-                    Some(Fault::Avoided) => None,
-                    _ => device,
+                let device = match source(media, *placement) {
+                    (_, Some(Fault::Avoided)) if last_resort => media.device(placement.device),
+                    (device, _) => device,
                 };
-                if let Some(device) = device {
-                    *tried = true;
-                    candidates.push((shard, device, AlignedBuf::scratch(bytes.len())));
+                candidates.extend(device.map(|device| (shard, device)));
+                if candidates.len() + good.len() == k {
+                    break;
                 }
             }
             if candidates.is_empty() {
                 break;
             }
-            let mut batch: Vec<Request<'_>> = candidates
-                .iter_mut()
-                .map(|(shard, device, buf)| {
-                    let offset = payload_offset(row.placements[*shard], &bytes);
-                    Request::new(&**device, Op::Read { offset, buf })
-                })
-                .collect();
-            media.engine().run(&mut batch);
-            let results: Vec<bool> = batch.into_iter().map(|request| request.result.is_ok()).collect();
-            for ((shard, _, buf), read) in candidates.into_iter().zip(results) {
-                let fault = match read {
-                    false => Fault::Io,
-                    true if !verifies(row, shard, granules, &buf) => Fault::Checksum,
-                    true => {
-                        good.push((shard as u8, buf));
+            let read = |(shard, device): &(usize, Arc<dyn Device>)| own_read(row, *shard, granules, Arc::clone(device));
+            let reads = candidates.iter().map(read).collect();
+            let answers = media.engine().read(reads, (!last_resort).then_some(STALL));
+            for ((shard, _), answer) in candidates.into_iter().zip(answers) {
+                let fault = match judge(row, shard, granules, answer) {
+                    Ok(bytes) => {
+                        good.push((shard as u8, bytes));
+                        spent[shard] = true;
                         continue;
                     }
+                    Err(fault) => fault,
                 };
+                match fault {
+                    Fault::Avoided => late[shard] = true,
+                    _ => spent[shard] = true,
+                }
                 let found = BadShard::of(id, row, shard, fault);
                 if !bad.contains(&found) {
                     bad.push(found);

@@ -13,7 +13,7 @@ use super::lock;
 use crate::base::sync::Mutex;
 use crate::base::sync::atomic::{AtomicBool, Ordering};
 use crate::base::{BlockNo, Blocks, DeviceId, Error, Incarnation, Result, Uuid};
-use crate::device::{Device, Engine};
+use crate::device::{Device, Engine, STALL};
 use crate::erasure::Geometry;
 use crate::format::label::{GroupLayout, MetaRoot};
 use crate::meta::volume::{Volume, VolumeHost, VolumeOptions};
@@ -21,9 +21,6 @@ use crate::meta::{Appended, Meta, RedoGroup, RedoLog};
 use crate::pool::Pool;
 use crate::pool::allocator::{Allocator, Loader, Run};
 use crate::pool::stripe_io::Media;
-
-/// A device with a request in flight for longer than this is read around.
-const STALL_NS: u64 = 500_000_000;
 
 /// One byte of metadata is expected for so many bytes of content: a stripe of 256 KiB needs 700 bytes of rows, smaller
 /// ones hardly less, and the trees are half full.
@@ -42,7 +39,10 @@ impl Media for PoolMembership {
     }
 
     fn avoid(&self, id: DeviceId) -> bool {
-        self.0.state().device(id).is_some_and(|device| device.stalled_ns().is_some_and(|ns| ns > STALL_NS))
+        self.0
+            .state()
+            .device(id)
+            .is_some_and(|device| device.stalled_ns().is_some_and(|ns| u128::from(ns) >= STALL.as_nanos()))
     }
 }
 

@@ -7,8 +7,8 @@ use super::Store;
 use super::commit::{ContentWrite, Inline, SharedBytes};
 use crate::base::clock::SteppingClock;
 use crate::base::{DeviceId, Ino, Prng, Result};
-use crate::device::InlineEngine;
 use crate::device::sim::{Fault, On, SimWorld};
+use crate::device::{Engine, InlineEngine};
 use crate::format::label::DefaultGeometry;
 use crate::meta::Reader;
 use crate::pool::{FormatOptions, OpenMode, Pool};
@@ -28,8 +28,12 @@ pub(crate) fn format(world: &SimWorld, k: u8, m: u8) -> Result<Store> {
 }
 
 pub(crate) fn open(world: &SimWorld, devices: &[usize], seed: u64) -> Result<Store> {
+    open_with(world, devices, seed, Arc::new(InlineEngine))
+}
+
+pub(crate) fn open_with(world: &SimWorld, devices: &[usize], seed: u64, engine: Arc<dyn Engine>) -> Result<Store> {
     let devices: Vec<_> = devices.iter().map(|at| world.device(*at)).collect();
-    let pool = Pool::open(&devices, &OpenMode::default(), Arc::new(InlineEngine), Box::new(Prng::new(seed)))?;
+    let pool = Pool::open(&devices, &OpenMode::default(), engine, Box::new(Prng::new(seed)))?;
     Store::open(Arc::new(pool), Arc::new(SteppingClock::default()), seed)
 }
 

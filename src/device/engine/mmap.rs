@@ -5,9 +5,10 @@
 //! an error whatever happened to the page meanwhile. No code of ours ever loads from the mapping.
 
 use super::{ThreadsEngine, check};
-use crate::device::{Engine, Op, Request};
+use crate::device::{Answer, Engine, Op, OwnRead, Request, patience};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use std::io;
+use std::time::Duration;
 
 /// Reads through mappings, where that works.
 pub struct MmapEngine {
@@ -45,6 +46,13 @@ impl Engine for MmapEngine {
                 }
                 _ => request.run_inline(),
             }
+        }
+    }
+
+    fn read(&self, mut reads: Vec<OwnRead>, patience: Option<Duration>) -> Vec<Answer> {
+        match patience {
+            Some(_) => self.rest.read(reads, patience),
+            None => patience::run_all(&mut reads, |batch| self.run(batch)),
         }
     }
 

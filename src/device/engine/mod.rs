@@ -1,10 +1,12 @@
 //! Engines: ways to have all requests of a batch in flight together.
 //!
 //! Invariants:
-//! - `run` returns, or unwinds, only when the kernel and every worker are done with the batch's buffers.
+//! - `run` returns, or unwinds, only when the kernel and every worker are done with the batch's buffers. Reads that `read`
+//!   leaves behind take their buffers along.
 //! - An engine that cannot do a request its own way does it by the device's methods; it never fails for that reason.
 //! - Engines start threads or kernel workers: make one after the process has detached itself, not before.
 
+mod errands;
 mod mmap;
 #[cfg(test)]
 mod tests;

@@ -3,9 +3,10 @@ use crate::base::{Bytes, Prng};
 use crate::device::file::tests::{LoopDevice, TempDir};
 use crate::device::file::{self, OpenOptions};
 use crate::device::sim::{Fault, On, SimWorld};
-use crate::device::{AlignedBuf, Device};
+use crate::device::{AlignedBuf, Answer, Device, InFlight, OwnRead, RawFile};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 const SIZE: u64 = 4 << 20;
 
@@ -399,6 +400,139 @@ fn a_hanging_device_does_not_stop_other_batches() {
         assert!(run(&engine, batch).iter().all(Result::is_ok));
         world.release(0);
     });
+}
+
+fn own(device: &Arc<dyn Device>, offset: u64) -> OwnRead {
+    OwnRead { device: Arc::clone(device), offset, buf: AlignedBuf::zeroed(4096) }
+}
+
+fn is_read(answer: &Answer, byte: u8) -> bool {
+    matches!(answer, Answer::Read(bytes) if **bytes == [byte; 4096])
+}
+
+/// Longer than any answer takes that comes at all.
+const LONG: Duration = Duration::from_secs(600);
+/// What a test waits in vain.
+const SHORT: Duration = Duration::from_millis(30);
+
+#[test]
+fn reads_with_patience_are_answered_like_others() {
+    let dir = TempDir::new("patient");
+    for (name, engine) in engines() {
+        let mut devices = files(&dir, 2, EngineChoice::Auto);
+        let world = SimWorld::new(1, 1, SIZE);
+        devices.push(world.device(0));
+        for (device, fill) in devices.iter().zip(1..) {
+            for block in 0..200 {
+                device.write_at(block * 4096, &[&[fill; 4096]]).unwrap();
+            }
+        }
+        // Some devices have files for a ring and some have not; and a ring takes them in several waves.
+        for (count, among) in [(1, 2), (5, 2), (5, 3), (150, 2), (0, 2)] {
+            let reads = (0..count).map(|at| own(&devices[at % among], at as u64 * 4096)).collect();
+            let answers = engine.read(reads, Some(LONG));
+            let right = answers.iter().enumerate().all(|(at, answer)| is_read(answer, (at % among) as u8 + 1));
+            assert!(answers.len() == count && right, "{name}: {count} of {among}: {answers:?}");
+        }
+        world.fault(0, Fault::Fail { on: On::Read, nth: 0, sticky: false });
+        let reads = vec![own(&devices[0], 0), own(&devices[0], SIZE), own(&devices[2], 0)];
+        let answers = engine.read(reads, Some(LONG));
+        assert!(is_read(&answers[0], 1), "{name}");
+        assert!(answers[1..].iter().all(|answer| matches!(answer, Answer::Failed(_))), "{name}: {answers:?}");
+    }
+}
+
+#[test]
+fn a_device_that_has_gone_silent_is_not_waited_for() {
+    let engine = ThreadsEngine::new();
+    let world = SimWorld::new(1, 2, SIZE);
+    let (silent, well) = (world.device(0), world.device(1));
+    well.write_at(0, &[&[7; 4096]]).unwrap();
+    world.fault(0, Fault::Hang { on: On::Read });
+    // However many threads it keeps.
+    for round in 0..40 {
+        let answers = engine.read(vec![own(&silent, 0), own(&well, 0)], Some(SHORT));
+        assert!(matches!(answers[0], Answer::Late), "round {round}");
+        assert!(is_read(&engine.read(vec![own(&well, 0)], Some(LONG))[0], 7), "round {round}");
+    }
+    world.wait_for_hanging(0, 40);
+    world.release(0);
+    while world.hanging(0) > 0 {
+        std::thread::yield_now();
+    }
+    assert!(is_read(&engine.read(vec![own(&silent, 0)], Some(LONG))[0], 0));
+}
+
+/// A device whose reads are answered when somebody writes into the other end of a pipe.
+struct Pipe {
+    ends: (std::os::fd::OwnedFd, std::os::fd::OwnedFd),
+    in_flight: InFlight,
+    flush_failed: AtomicBool,
+}
+
+impl Device for Pipe {
+    fn name(&self) -> &str {
+        "pipe"
+    }
+    fn size(&self) -> u64 {
+        SIZE
+    }
+    fn read_at(&self, _: u64, buf: &mut [u8]) -> Result<()> {
+        rustix::io::read(&self.ends.0, buf).map(drop).map_err(|error| Error::io("pipe", "read", error.into()))
+    }
+    fn write_at(&self, _: u64, bufs: &[&[u8]]) -> Result<()> {
+        let bytes = bufs.concat();
+        rustix::io::write(&self.ends.1, &bytes).map(drop).map_err(|error| Error::io("pipe", "write", error.into()))
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+    fn discard(&self, _: u64, _: u64) -> Result<bool> {
+        Ok(false)
+    }
+    fn raw(&self) -> Option<RawFile<'_>> {
+        use std::os::fd::AsFd;
+        let Pipe { ends, in_flight, flush_failed } = self;
+        Some(RawFile { fd: ends.0.as_fd(), direct: false, alignment: 1, may_wait: true, in_flight, flush_failed })
+    }
+    fn stalled_ns(&self) -> Option<u64> {
+        self.in_flight.oldest_ns()
+    }
+}
+
+#[test]
+fn a_read_that_a_ring_leaves_behind_keeps_its_memory_until_it_ends() {
+    let dir = TempDir::new("left-behind");
+    for register in [true, false] {
+        let Ok(engine) = UringEngine::with_registration(register) else {
+            return eprintln!("SKIPPED: no io_uring here");
+        };
+        let pipe = Arc::new(Pipe {
+            ends: std::io::pipe().map(|(out, into)| (out.into(), into.into())).unwrap(),
+            in_flight: InFlight::new(Arc::new(crate::base::SystemClock)),
+            flush_failed: AtomicBool::new(false),
+        });
+        let silent: Arc<dyn Device> = pipe.clone();
+        let well = files(&dir, 1, EngineChoice::Auto).remove(0);
+        well.write_at(0, &[&[7; 4096]]).unwrap();
+        let answers = engine.read(vec![own(&well, 0), own(&silent, 0), own(&well, SIZE)], Some(SHORT));
+        assert!(is_read(&answers[0], 7) && matches!(answers[1], Answer::Late), "{answers:?}");
+        assert!(matches!(answers[2], Answer::Failed(_)), "{answers:?}");
+        assert!(silent.stalled_ns().is_some(), "it is seen to be under way");
+        // The memory it may still write into is nobody else's.
+        let buffers: Vec<AlignedBuf> = (0..64).map(|_| AlignedBuf::zeroed(4096)).collect();
+        silent.write_at(0, &[&[9; 4096]]).unwrap();
+        while silent.stalled_ns().is_some() {
+            std::thread::yield_now();
+        }
+        assert!(buffers.iter().all(|buf| **buf == [0; 4096]));
+        // It was the one left behind that took the answer, and the device goes with it.
+        while Arc::strong_count(&pipe) > 2 {
+            std::thread::yield_now();
+        }
+        silent.write_at(0, &[&[5; 4096]]).unwrap();
+        assert!(is_read(&engine.read(vec![own(&silent, 0)], Some(LONG))[0], 5));
+    }
 }
 
 #[test]

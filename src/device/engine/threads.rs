@@ -5,12 +5,14 @@
 //! - `run` waits for every claimed request, also when one panics; the panic then goes on in the caller.
 //! - The caller works on its own batch too, so a batch advances even when every worker is stuck elsewhere.
 
-use crate::device::{Engine, Request};
+use super::errands::Errands;
+use crate::device::{Answer, Engine, OwnRead, Request, patience};
 use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Threads of one pool: wide enough for a stripe of 8 + 3, and for two of 4 + 2.
 const WORKERS: usize = 12;
@@ -101,6 +103,7 @@ impl Shared {
 pub struct ThreadsEngine {
     shared: Arc<Shared>,
     workers: usize,
+    errands: Errands,
 }
 
 impl ThreadsEngine {
@@ -115,7 +118,7 @@ impl ThreadsEngine {
             }
             workers += 1;
         }
-        ThreadsEngine { shared, workers }
+        ThreadsEngine { shared, workers, errands: Errands::default() }
     }
 }
 
@@ -165,6 +168,13 @@ impl Engine for ThreadsEngine {
         if let Some(panic) = progress.panic.take() {
             drop(progress);
             resume_unwind(panic);
+        }
+    }
+
+    fn read(&self, mut reads: Vec<OwnRead>, patience: Option<Duration>) -> Vec<Answer> {
+        match patience {
+            Some(patience) => self.errands.read(reads, patience),
+            None => patience::run_all(&mut reads, |batch| self.run(batch)),
         }
     }
 

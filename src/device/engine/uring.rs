@@ -4,23 +4,24 @@
 //!
 //! Invariants:
 //! - A ring belongs to one batch at a time, and goes back to the pool only with nothing in flight and nothing queued.
-//! - Memory handed to the kernel is neither freed, moved nor looked at before its completion was seen: `run` does not
-//!   return or unwind earlier, and aborts the process should that ever be about to happen.
+//! - Memory handed to the kernel is neither freed, moved nor looked at before its completion was seen: a flight that ends in
+//!   any way waits for that, and those that nobody waits for any more own what they need.
 //! - Whatever a completion leaves undone (short, interrupted, refused) is done by the device's own methods.
 
 use super::{ThreadsEngine, check};
-use crate::base::{BLOCK_SIZE, Error};
+use crate::base::{BLOCK_SIZE, Error, Result};
 use crate::device::file::transfer;
 use crate::device::in_flight::Watch;
-use crate::device::{Engine, Op, Request, buffer};
+use crate::device::{AlignedBuf, Answer, Engine, Op, OwnRead, Request, buffer, patience};
 use io_uring::{IoUring, Probe, opcode, squeue, types};
+use self_cell::{MutBorrow, self_cell};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Requests in flight on one ring; larger batches go in waves.
 const DEPTH: u32 = 64;
@@ -101,7 +102,13 @@ impl UringEngine {
         kept.map_or_else(|| Ring::new(self.register), Ok)
     }
 
-    fn give_back(&self, ring: Ring) {
+    /// For batches that find no ring, being out of descriptors or memory: the next one may be luckier.
+    fn threads(&self) -> &ThreadsEngine {
+        self.threads.get_or_init(ThreadsEngine::new)
+    }
+
+    fn give_back(&self, ring: Option<Ring>) {
+        let Some(ring) = ring else { return };
         let mut rings = self.rings.lock().unwrap_or_else(PoisonError::into_inner);
         if rings.len() < KEPT {
             rings.push(ring);
@@ -114,38 +121,98 @@ impl Engine for UringEngine {
         if let [request] = batch {
             return request.run_inline();
         }
-        let mut ring = match self.take() {
-            Ok(ring) => ring,
-            // Out of descriptors or memory for now: the next batch may be luckier.
-            Err(_) => return self.threads.get_or_init(ThreadsEngine::new).run(batch),
-        };
-        let mut slots = Vec::with_capacity(batch.len());
-        let mut alone = Vec::new();
-        for (index, request) in batch.iter_mut().enumerate() {
-            match Slot::of(index, request, ring.registered) {
-                Some(slot) => slots.push(slot),
-                None => alone.push(index),
-            }
-        }
-        let mut flight = Flight::new(&mut ring, slots);
-        flight.submit();
+        let Ok(ring) = self.take() else { return self.threads().run(batch) };
+        let (mut flight, alone) = Flight::begin(ring, batch);
         // What cannot go through the ring is done while the rest is under way.
         let outcome = catch_unwind(AssertUnwindSafe(|| alone.iter().for_each(|index| batch[*index].run_inline())));
         flight.finish();
-        let (slots, usable) = flight.land();
-        if usable {
-            self.give_back(ring);
-        }
-        for slot in slots {
-            slot.settle(&mut batch[slot.index]);
-        }
+        self.give_back(flight.land(batch));
         if let Err(panic) = outcome {
             resume_unwind(panic);
         }
     }
 
+    fn read(&self, mut reads: Vec<OwnRead>, patience: Option<Duration>) -> Vec<Answer> {
+        let Some(patience) = patience else { return patience::run_all(&mut reads, |batch| self.run(batch)) };
+        if reads.iter().any(|read| read.device.raw().is_none()) {
+            return self.threads().read(reads, Some(patience));
+        }
+        let Ok(ring) = self.take() else { return self.threads().read(reads, Some(patience)) };
+        let began = Instant::now();
+        let mut trip = Trip::new(MutBorrow::new(reads), |reads| {
+            let mut requests: Vec<Request<'_>> = reads.borrow_mut().iter_mut().map(OwnRead::request).collect();
+            let (flight, alone) = Flight::begin(ring, &mut requests);
+            // A ring takes all that the device would.
+            alone.iter().for_each(|index| requests[*index].run_inline());
+            Underway { requests, flight: Some(flight) }
+        });
+        let landed = trip.with_dependent_mut(|_, underway| underway.is_over(began, patience));
+        if !landed {
+            let answers = trip.with_dependent_mut(|_, underway| underway.so_far());
+            // Without a thread for it, dropping waits for it.
+            let wait = move || drop(trip);
+            let _ = std::thread::Builder::new().name("argosfs-late".into()).spawn(wait);
+            return answers;
+        }
+        let (ring, results) = trip.with_dependent_mut(|_, underway| underway.land());
+        self.give_back(ring);
+        let reads = trip.into_owner().into_inner();
+        reads.into_iter().zip(results).map(|(read, result)| read.answer(result)).collect()
+    }
+
     fn name(&self) -> &'static str {
         "uring"
+    }
+}
+
+self_cell! {
+    /// Reads on their way, and what they need.
+    struct Trip {
+        owner: MutBorrow<Vec<OwnRead>>,
+        #[not_covariant]
+        dependent: Underway,
+    }
+}
+
+/// The part of a [`Trip`] that borrows from the other.
+struct Underway<'a> {
+    // First, so that it ends before what it reads into.
+    flight: Option<Flight<'a>>,
+    requests: Vec<Request<'a>>,
+}
+
+impl Underway<'_> {
+    /// Waits, until so long after the beginning; whether all are answered.
+    fn is_over(&mut self, began: Instant, patience: Duration) -> bool {
+        self.flight.as_mut().is_none_or(|flight| flight.finish_within(began, patience))
+    }
+
+    /// The ring, if it can be used again, and the results of all.
+    fn land(&mut self) -> (Option<Ring>, Vec<Result<()>>) {
+        let ring = self.flight.take().and_then(|flight| flight.land(&mut self.requests));
+        (ring, self.requests.drain(..).map(|request| request.result).collect())
+    }
+
+    /// Copies of what was read, while others are still under way.
+    fn so_far(&mut self) -> Vec<Answer> {
+        let slots: Vec<&Slot<'_>> = self.flight.iter().flat_map(|flight| &flight.slots).collect();
+        for slot in slots.iter().filter(|slot| slot.answer.is_some()) {
+            slot.settle(&mut self.requests[slot.index]);
+        }
+        let is_late = |index| slots.iter().any(|slot| slot.index == index && slot.answer.is_none());
+        let answer = |(index, request): (usize, &mut Request<'_>)| {
+            if is_late(index) {
+                return Answer::Late;
+            }
+            let result = std::mem::replace(&mut request.result, Ok(()));
+            let mut copy = AlignedBuf::scratch(0);
+            if let (Ok(()), Op::Read { buf, .. }) = (&result, &request.op) {
+                copy = AlignedBuf::scratch(buf.len());
+                copy.copy_from_slice(buf);
+            }
+            result.map_or_else(Answer::Failed, |()| Answer::Read(copy))
+        };
+        self.requests.iter_mut().enumerate().map(answer).collect()
     }
 }
 
@@ -161,6 +228,9 @@ struct Slot<'a> {
     /// What the kernel answered; `None` when it was never asked.
     answer: Option<i32>,
 }
+
+// SAFETY: what the pointers lead to belongs to the request, which goes where the slot goes, and is only followed by the kernel.
+unsafe impl Send for Slot<'_> {}
 
 impl<'a> Slot<'a> {
     /// Prepares a request, if a ring can do it.
@@ -256,8 +326,9 @@ impl<'a> Slot<'a> {
 }
 
 /// The requests of one batch while the kernel has them.
-struct Flight<'r, 'a> {
-    ring: &'r mut Ring,
+struct Flight<'a> {
+    /// `None` after landing.
+    ring: Option<Ring>,
     slots: Vec<Slot<'a>>,
     /// Slots not yet in the submission queue.
     waiting: VecDeque<usize>,
@@ -269,28 +340,54 @@ struct Flight<'r, 'a> {
     broken: bool,
 }
 
-impl<'r, 'a> Flight<'r, 'a> {
-    fn new(ring: &'r mut Ring, slots: Vec<Slot<'a>>) -> Flight<'r, 'a> {
+impl<'a> Flight<'a> {
+    /// Starts what can go through the ring; the places of the rest.
+    fn begin(ring: Ring, batch: &mut [Request<'a>]) -> (Flight<'a>, Vec<usize>) {
+        let mut slots = Vec::with_capacity(batch.len());
+        let mut alone = Vec::new();
+        for (index, request) in batch.iter_mut().enumerate() {
+            match Slot::of(index, request, ring.registered) {
+                Some(slot) => slots.push(slot),
+                None => alone.push(index),
+            }
+        }
         let waiting = (0..slots.len()).collect();
-        Flight { ring, slots, waiting, queued: 0, flying: 0, broken: false }
-    }
-
-    /// Puts as much into the ring as it takes, and starts it.
-    fn submit(&mut self) {
-        self.enter(0);
+        let mut flight = Flight { ring: Some(ring), slots, waiting, queued: 0, flying: 0, broken: false };
+        flight.enter(0);
+        (flight, alone)
     }
 
     /// Waits until everything is answered.
     fn finish(&mut self) {
-        while self.flying > 0 || (!self.broken && (self.queued > 0 || !self.waiting.is_empty())) {
-            if self.broken {
-                // Answers arrive without our asking; asking is what fails.
-                std::thread::sleep(Duration::from_micros(100));
-            } else {
-                self.enter(1);
-            }
-            self.reap();
+        while !self.is_over() {
+            self.wait();
         }
+    }
+
+    /// Waits until everything is answered, or for so long; whether everything was.
+    fn finish_within(&mut self, began: Instant, patience: Duration) -> bool {
+        while !self.is_over() {
+            self.wait();
+            if began.elapsed() >= patience {
+                return self.is_over();
+            }
+        }
+        true
+    }
+
+    fn is_over(&self) -> bool {
+        self.flying == 0 && (self.broken || (self.queued == 0 && self.waiting.is_empty()))
+    }
+
+    /// Waits for a little while, then looks at what was answered.
+    fn wait(&mut self) {
+        if self.broken {
+            // Answers arrive without our asking; asking is what fails.
+            std::thread::sleep(Duration::from_micros(100));
+        } else {
+            self.enter(1);
+        }
+        self.reap();
     }
 
     fn enter(&mut self, want: usize) {
@@ -302,7 +399,8 @@ impl<'r, 'a> Flight<'r, 'a> {
         // While one device hangs, the answers of the others must still be seen: they are not to look stalled too.
         let patience = types::Timespec::from(LOOK_AGAIN);
         let arguments = types::SubmitArgs::new().timespec(&patience);
-        match self.ring.uring.submitter().submit_with_args(want, &arguments) {
+        let Some(ring) = &self.ring else { return };
+        match ring.uring.submitter().submit_with_args(want, &arguments) {
             Ok(taken) => {
                 self.queued -= taken;
                 self.flying += taken;
@@ -317,7 +415,8 @@ impl<'r, 'a> Flight<'r, 'a> {
     }
 
     fn fill(&mut self) {
-        let mut queue = self.ring.uring.submission();
+        let Some(ring) = &mut self.ring else { return };
+        let mut queue = ring.uring.submission();
         while self.flying + self.queued < DEPTH as usize
             && let Some(next) = self.waiting.front().copied()
         {
@@ -333,7 +432,8 @@ impl<'r, 'a> Flight<'r, 'a> {
     }
 
     fn reap(&mut self) {
-        for answer in self.ring.uring.completion() {
+        let Some(ring) = &mut self.ring else { return };
+        for answer in ring.uring.completion() {
             self.flying -= 1;
             let slot = &mut self.slots[answer.user_data() as usize];
             slot.answer = Some(answer.result());
@@ -341,18 +441,19 @@ impl<'r, 'a> Flight<'r, 'a> {
         }
     }
 
-    /// The slots with their answers, and whether the ring can be used again.
-    fn land(mut self) -> (Vec<Slot<'a>>, bool) {
-        (std::mem::take(&mut self.slots), !self.broken)
+    /// Puts the answers into the requests they began with; the ring, if it can be used again. All must be answered.
+    fn land(mut self, batch: &mut [Request<'a>]) -> Option<Ring> {
+        for slot in std::mem::take(&mut self.slots) {
+            slot.settle(&mut batch[slot.index]);
+        }
+        self.ring.take().filter(|_| !self.broken)
     }
 }
 
-impl Drop for Flight<'_, '_> {
+impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        if self.flying > 0 {
-            // The kernel would write into memory that is about to be something else.
-            std::process::abort();
-        }
+        // The kernel would write into memory that is about to be something else.
+        self.finish();
     }
 }
 

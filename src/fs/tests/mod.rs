@@ -13,6 +13,7 @@ mod names;
 mod orphans;
 #[cfg(feature = "shuttle")]
 mod shuttle;
+mod stalls;
 mod threads;
 mod xattrs;
 

@@ -5,9 +5,11 @@ use super::block::{BLOCK, Block, EMPTY, LOST, sum, zeroed};
 use super::replicas::{Piece, Replica};
 use super::{Core, Dirty, Root, State, lock, read, write};
 use crate::base::{BLOCK_SIZE, BlockNo, Blocks, DeviceId, Error, Result};
+use crate::device::{AlignedBuf, Answer, OwnRead, STALL};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use zerocopy::IntoBytes;
+use std::time::Duration;
 
 /// Blocks one request of the write-back carries at most, and all requests of one batch to one replica.
 const RUN_BLOCKS: usize = 256;
@@ -159,7 +161,8 @@ impl Core {
         blocks.all(|(block, sum)| state.in_memory(block).is_none() && state.table.sum(block) == *sum)
     }
 
-    /// Reads and verifies a run; what one replica has wrong comes from another and is mended.
+    /// Reads and verifies a run; what one replica has wrong comes from another and is mended. One that does not answer in
+    /// time is waited for only when no other is left.
     pub fn read_run(&self, run: &Run) -> Result<Vec<Block>> {
         let mut readers = self.readers();
         readers.sort_by_key(|replica| replica.device.stalled_ns().is_some_and(|age| age > STALLED_NS));
@@ -167,24 +170,30 @@ impl Core {
         let mut missing: Vec<usize> = (0..run.sums.len()).collect();
         let mut bad: Vec<(Arc<Replica>, Vec<usize>)> = Vec::new();
         let mut last_error = None;
-        for replica in readers {
-            let wrong: Vec<usize> = if missing.len() == run.sums.len() {
-                match run.offset(&replica).and_then(|offset| replica.device.read_at(offset, blocks.as_mut_bytes())) {
-                    Ok(()) => missing.iter().copied().filter(|at| sum(&blocks[*at].0) != run.sums[*at]).collect(),
-                    Err(error) => {
-                        last_error = Some(error);
-                        missing.clone()
-                    }
+        let patient = readers.into_iter().map(|replica| (replica, Some(STALL)));
+        let mut turns: VecDeque<(Arc<Replica>, Option<Duration>)> = patient.collect();
+        while let Some((replica, patience)) = turns.pop_front() {
+            match self.read_whole(run, &replica, patience) {
+                Answer::Read(found) => {
+                    let (found, _) = found.as_chunks::<BLOCK>();
+                    missing.retain(|at| match found.get(*at).filter(|found| sum(&found[..]) == run.sums[*at]) {
+                        Some(found) => {
+                            blocks[*at].0.copy_from_slice(found);
+                            false
+                        }
+                        None => true,
+                    });
                 }
-            } else {
-                missing.iter().copied().filter(|at| !self.read_one(run, &replica, *at, &mut blocks[*at])).collect()
-            };
-            if wrong.is_empty() {
-                missing.clear();
+                Answer::Failed(error) => last_error = Some(error),
+                Answer::Late => {
+                    turns.push_back((replica, None));
+                    continue;
+                }
+            }
+            if missing.is_empty() {
                 break;
             }
-            missing.clone_from(&wrong);
-            bad.push((replica, wrong));
+            bad.push((replica, missing.clone()));
         }
         if !missing.is_empty() {
             let first = run.block + missing[0] as u64;
@@ -197,6 +206,17 @@ impl Core {
             }
         }
         Ok(blocks)
+    }
+
+    /// All blocks of the run as one replica has them.
+    fn read_whole(&self, run: &Run, replica: &Replica, patience: Option<Duration>) -> Answer {
+        let offset = match run.offset(replica) {
+            Ok(offset) => offset,
+            Err(error) => return Answer::Failed(error),
+        };
+        let buf = AlignedBuf::scratch(run.sums.len() * BLOCK);
+        let read = OwnRead { device: Arc::clone(&replica.device), offset, buf };
+        self.engine.read(vec![read], patience).pop().unwrap_or(Answer::Late)
     }
 
     fn read_one(&self, run: &Run, replica: &Replica, at: usize, block: &mut Block) -> bool {

@@ -1,15 +1,15 @@
-//! Reading parts of payloads: all that is needed, and no more, in one batch; what cannot be read is reconstructed from
-//! shards that were read anyway wherever possible.
+//! Reading parts of payloads: all that is needed, and no more, in one batch; what cannot be read, or not in time, is
+//! reconstructed from shards that were read anyway wherever possible.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::{
-    BadShard, Fault, Media, byte_range, granule_bytes, payload_offset, reconstruct, shard_bytes, source, verifies,
+    BadShard, Fault, Media, byte_range, granule_bytes, judge, own_read, reconstruct, shard_bytes, source, verifies,
 };
 use crate::base::{Error, Result, StripeId};
 use crate::device::buffer::AlignedBuf;
-use crate::device::{Device, Op, Request};
+use crate::device::{Device, STALL};
 use crate::erasure::{Codec, Geometry};
 use crate::format::rows::StripeRow;
 
@@ -33,13 +33,11 @@ struct Span {
     fault: Option<Fault>,
 }
 
-/// What is read of one shard.
+/// What is to be read of one shard.
 struct Piece {
     shard: usize,
     granules: Range<usize>,
     device: Arc<dyn Device>,
-    bytes: AlignedBuf,
-    fault: Option<Fault>,
 }
 
 struct Plan {
@@ -47,32 +45,35 @@ struct Plan {
     pieces: Vec<Piece>,
 }
 
+/// What was read of one shard, or why it was not.
+struct Got {
+    shard: usize,
+    granules: Range<usize>,
+    bytes: std::result::Result<AlignedBuf, Fault>,
+}
+
 /// Fills the buffers of all `reads` in one batch, reconstructing what is missing or bad. Returns the shards found bad;
 /// fails when a stripe has too few good ones left.
 pub fn read_payloads(media: &dyn Media, reads: &mut [PayloadRead<'_>]) -> Result<Vec<BadShard>> {
-    let mut plans = reads.iter().map(|read| plan(media, read)).collect::<Result<Vec<Plan>>>()?;
+    let plans = reads.iter().map(|read| plan(media, read)).collect::<Result<Vec<Plan>>>()?;
     let mut batch = Vec::new();
-    for (read, plan) in reads.iter().zip(&mut plans) {
-        for piece in &mut plan.pieces {
-            let offset = payload_offset(read.row.placements[piece.shard], &byte_range(read.row, &piece.granules));
-            batch.push(Request::new(&*piece.device, Op::Read { offset, buf: &mut piece.bytes }));
-        }
+    for (read, plan) in reads.iter().zip(&plans) {
+        let read = |piece: &Piece| own_read(read.row, piece.shard, &piece.granules, Arc::clone(&piece.device));
+        batch.extend(plan.pieces.iter().map(read));
     }
-    media.engine().run(&mut batch);
-    let answers: Vec<bool> = batch.into_iter().map(|request| request.result.is_ok()).collect();
-    let mut answers = answers.into_iter();
-    for (read, plan) in reads.iter().zip(&mut plans) {
-        for (piece, answered) in plan.pieces.iter_mut().zip(&mut answers) {
-            if !answered {
-                piece.fault = Some(Fault::Io);
-            } else if !verifies(read.row, piece.shard, &piece.granules, &piece.bytes) {
-                piece.fault = Some(Fault::Checksum);
-            }
-        }
-    }
+    let mut answers = media.engine().read(batch, Some(STALL)).into_iter();
     let mut bad = Vec::new();
-    for (read, plan) in reads.iter_mut().zip(&plans) {
-        deliver(media, read, plan, &mut bad)?;
+    let mut got: Vec<Vec<Got>> = Vec::with_capacity(plans.len());
+    for (read, plan) in reads.iter().zip(&plans) {
+        let pieces = plan.pieces.iter().zip(&mut answers).map(|(piece, answer)| Got {
+            shard: piece.shard,
+            granules: piece.granules.clone(),
+            bytes: judge(read.row, piece.shard, &piece.granules, answer),
+        });
+        got.push(pieces.collect());
+    }
+    for ((read, plan), got) in reads.iter_mut().zip(&plans).zip(&got) {
+        deliver(media, read, &plan.spans, got, &mut bad)?;
     }
     Ok(bad)
 }
@@ -114,10 +115,7 @@ fn plan(media: &dyn Media, read: &PayloadRead<'_>) -> Result<Plan> {
         let missing = usize::from(row.k).saturating_sub(sources.len());
         sources.extend(others.take(missing).collect::<Vec<_>>());
     }
-    let piece = |(shard, granules, device): (usize, Range<usize>, Arc<dyn Device>)| {
-        let bytes = AlignedBuf::scratch(byte_range(row, &granules).len());
-        Piece { shard, granules, device, bytes, fault: None }
-    };
+    let piece = |(shard, granules, device)| Piece { shard, granules, device };
     Ok(Plan { spans, pieces: sources.into_iter().map(piece).collect() })
 }
 
@@ -126,46 +124,38 @@ fn hull(one: Option<Range<usize>>, other: &Range<usize>) -> Range<usize> {
     one.map_or(other.clone(), |one| one.start.min(other.start)..one.end.max(other.end))
 }
 
-/// The bytes of `granules` within a piece that covers them.
-fn part<'a>(row: &StripeRow, piece: &'a Piece, granules: &Range<usize>) -> &'a [u8] {
-    let first = byte_range(row, &piece.granules).start;
+/// The bytes of `granules` within what was read, if it is good and covers them.
+fn part<'a>(row: &StripeRow, got: &'a Got, granules: &Range<usize>) -> Option<&'a [u8]> {
+    let first = byte_range(row, &got.granules).start;
     let bytes = byte_range(row, granules);
-    &piece.bytes[bytes.start - first..bytes.end - first]
+    got.bytes.as_ref().ok()?.get(bytes.start.checked_sub(first)?..bytes.end - first)
 }
 
 /// Copies what was read to where it is wanted; reconstructs the rest.
-fn deliver(media: &dyn Media, read: &mut PayloadRead<'_>, plan: &Plan, bad: &mut Vec<BadShard>) -> Result<()> {
+fn deliver(
+    media: &dyn Media,
+    read: &mut PayloadRead<'_>,
+    spans: &[Span],
+    got: &[Got],
+    bad: &mut Vec<BadShard>,
+) -> Result<()> {
     let row = read.row;
-    let mut report = |shard: usize, fault: Fault| {
+    let not_read = spans.iter().filter_map(|span| Some((span.shard, span.fault?)));
+    let not_good = got.iter().filter_map(|got| Some((got.shard, *got.bytes.as_ref().err()?)));
+    for (shard, fault) in not_read.chain(not_good) {
         let found = BadShard::of(read.id, row, shard, fault);
         if !bad.contains(&found) {
             bad.push(found);
         }
-    };
-    plan.spans
-        .iter()
-        .filter_map(|span| Some((span.shard, span.fault?)))
-        .for_each(|(shard, fault)| report(shard, fault));
-    let found = plan.pieces.iter().filter_map(|piece| Some((piece.shard, piece.fault?)));
-    found.for_each(|(shard, fault)| report(shard, fault));
-
-    for span in &plan.spans {
-        let good = |piece: &&Piece| {
-            piece.fault.is_none()
-                && piece.granules.start <= span.granules.start
-                && span.granules.end <= piece.granules.end
-        };
+    }
+    for span in spans {
         let out = &mut read.out[span.out.clone()];
-        if let Some(piece) = plan.pieces.iter().filter(good).find(|piece| piece.shard == span.shard) {
-            out.copy_from_slice(&part(row, piece, &span.granules)[span.skip..][..out.len()]);
+        let present: Vec<(u8, &[u8])> =
+            got.iter().filter_map(|got| Some((got.shard as u8, part(row, got, &span.granules)?))).collect();
+        if let Some((_, bytes)) = present.iter().find(|(shard, _)| usize::from(*shard) == span.shard) {
+            out.copy_from_slice(&bytes[span.skip..][..out.len()]);
             continue;
         }
-        let present: Vec<(u8, &[u8])> = plan
-            .pieces
-            .iter()
-            .filter(good)
-            .map(|piece| (piece.shard as u8, part(row, piece, &span.granules)))
-            .collect();
         if present.len() < usize::from(row.k) {
             let rebuilt = reconstruct(media, read.id, row, &[span.shard], &span.granules, bad)?;
             out.copy_from_slice(&rebuilt[0][span.skip..][..out.len()]);

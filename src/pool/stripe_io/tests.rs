@@ -3,12 +3,14 @@ use std::collections::HashSet;
 use super::*;
 use crate::base::{Entropy, Incarnation, Prng, TxnId};
 use crate::device::InlineEngine;
+use crate::device::engine::ThreadsEngine;
 use crate::device::sim::{Fault as SimFault, On, SimWorld};
 use crate::format::record::Row;
 use crate::format::rows::StripeState;
 
 /// Simulated devices, some of which are away or to be avoided.
 struct Bench {
+    engine: Box<dyn Engine>,
     world: SimWorld,
     away: HashSet<u16>,
     avoided: HashSet<u16>,
@@ -17,7 +19,7 @@ struct Bench {
 impl Bench {
     fn new(seed: u64, devices: usize) -> Bench {
         let world = SimWorld::new(seed, devices, 32 << 20);
-        Bench { world, away: HashSet::new(), avoided: HashSet::new() }
+        Bench { engine: Box::new(InlineEngine), world, away: HashSet::new(), avoided: HashSet::new() }
     }
 
     /// Writes a stripe of random payload, shard `i` to device `i`; returns its row and payload.
@@ -74,11 +76,12 @@ impl Media for Bench {
     }
 
     fn engine(&self) -> &dyn Engine {
-        &InlineEngine
+        &*self.engine
     }
 
     fn avoid(&self, id: DeviceId) -> bool {
-        self.avoided.contains(&id.0)
+        let stalled = self.world.device(usize::from(id.0)).stalled_ns().is_some();
+        self.avoided.contains(&id.0) || stalled
     }
 }
 
@@ -271,5 +274,42 @@ fn rows_of_usual_stripes_stay_below_a_kilobyte() {
             assert!(row.sums.len() <= crate::format::shard::MAX_SUMS);
             assert!(granule_shift == 0 || shards * row.granules() * 8 > SUMS_BYTES / 2, "coarser than needed");
         }
+    }
+}
+
+#[test]
+fn devices_that_go_silent_are_read_around_and_with_too_many_waited_for() {
+    for seed in 0..8 {
+        let mut prng = Prng::new(seed);
+        let mut bench = Bench::new(seed, 6);
+        bench.engine = Box::new(ThreadsEngine::new());
+        let (row, payload) = bench.write(&mut prng, Geometry::new(4, 2).unwrap(), 3, 256);
+        let first = prng.below(6) as usize;
+        let silent = [first, (first + 1 + prng.below(5) as usize) % 6];
+        silent.iter().for_each(|device| bench.world.fault(*device, SimFault::Hang { on: On::Read }));
+        // Nobody knows yet that they are silent; then it is known.
+        for _ in 0..2 {
+            let mut out = vec![0; payload.len()];
+            let bad = read(&bench, &row, 0, &mut out).unwrap();
+            assert!(out == payload, "seed {seed}: {silent:?}");
+            assert!(bad.iter().all(|bad| bad.fault == Fault::Avoided && silent.contains(&usize::from(bad.device.0))));
+        }
+        // One more is away: somebody has to be waited for, and then everything is there.
+        let gone = (0..6).find(|device| !silent.contains(device)).unwrap();
+        bench.away.insert(gone as u16);
+        let hanging = || bench.world.hanging(silent[0]) + bench.world.hanging(silent[1]);
+        let before = hanging();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut out = vec![0; payload.len()];
+                read(&bench, &row, 0, &mut out).map(|_| out)
+            });
+            while hanging() == before && !reader.is_finished() {
+                std::thread::yield_now();
+            }
+            assert!(!reader.is_finished(), "seed {seed}: too few answered");
+            silent.iter().for_each(|device| bench.world.release(*device));
+            assert!(reader.join().unwrap().unwrap() == payload, "seed {seed}");
+        });
     }
 }
