@@ -15,6 +15,8 @@ mod fsck;
 mod inject;
 #[path = "cli/linear.rs"]
 mod linear;
+#[path = "cli/pressure.rs"]
+mod pressure;
 #[path = "cli/recover.rs"]
 mod recover;
 

@@ -107,7 +107,9 @@ fn prepare(pool: &Path, mountpoint: &Path, options: &Options, voice: Voice) -> R
         let info = client.info();
         return Err(Error::Busy(format!("pool {} is mounted already, at {}", info.name, info.mountpoint)));
     }
-    protect_process();
+    if !protect_process() {
+        voice.say(&Saying::Note(UNPROTECTED.to_owned()));
+    }
     memory::keep_together();
     let open_options = OpenOptions::new(options.read_only, options.engine);
     let Opened { pool, store, notes } = open::open(&located, &open_options)?;
@@ -176,13 +178,17 @@ fn wait_for_members(spec: &Spec, options: &Options, voice: Voice) -> Result<Loca
 /// `PR_SET_IO_FLUSHER` of `linux/prctl.h`.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
-/// Keeps the kernel from waiting for this process when it runs out of memory. As far as we may.
-fn protect_process() {
-    // SAFETY: takes integers only.
-    let _ = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+/// What a user is told when the kernel does not take the request below.
+const UNPROTECTED: &str = "the kernel was not told that freeing memory depends on this process, because CAP_SYS_RESOURCE is \
+     missing: it may hang when memory runs short, above all in a control group that it shares with those who write";
+
+/// Keeps the kernel from waiting for this process when it runs out of memory; whether that was permitted.
+fn protect_process() -> bool {
     if rustix::process::geteuid().is_root() {
         let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     }
+    // SAFETY: takes integers only.
+    unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) == 0 }
 }
 
 impl Daemon {
