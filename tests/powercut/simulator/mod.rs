@@ -133,11 +133,12 @@ fn silent_faults(machine: &Machine, weak: &[usize], prng: &mut Prng, tally: &mut
     for index in weak {
         let size = machine.world.device(*index).size();
         let nth = prng.below(60);
-        let fault = match prng.below(5) {
+        let fault = match prng.below(6) {
             0 => Fault::LyingFlush,
             1 => Fault::Misdirect { on: On::Write, nth, to: prng.below(size) },
             2 => Fault::Misdirect { on: On::Read, nth: nth / 4, to: prng.below(size) },
             3 => Fault::LoseWrite { nth, sticky: prng.chance(1, 2) },
+            4 => Fault::Stalled { ns: 60_000_000_000 },
             _ => Fault::GarbleRead { nth: nth / 4, sticky: prng.chance(1, 2) },
         };
         machine.world.fault(*index, fault);
