@@ -4,6 +4,8 @@
 #   mount_pool NAME [OPTION..]      mounts it at $MOUNT
 #   unmount_pool                    waits until the daemon is gone
 #   check_pool NAME                 fsck --data, which must find nothing
+#   fsx_files                       says for fsx what small and large files are
+#   fsx_turn SIZE COUNT SEED WHAT   so many operations of fsx on a small or large file
 #   await_begin PID                 waits until the hammer that works beside $side has begun: a busy machine takes its time
 
 cd "$(dirname "$0")/.." || exit 1
@@ -77,4 +79,33 @@ await_begin() {
         sleep 0.02
     done
     return 1
+}
+
+# Every second byte of what fsx writes is the same: its data compresses by about a half.
+fsx_files() {
+    local weights='[weights]
+close_open = 1
+read = 10
+write = 10
+mapread = 10
+mapwrite = 10
+invalidate = 1
+truncate = 5
+fsync = 0.3
+fdatasync = 0.3
+posix_fallocate = 2
+punch_hole = 5
+sendfile = 2
+posix_fadvise = 1
+copy_file_range = 5'
+    printf 'flen = 262144\n[opsize]\nmin = 1\nmax = 65536\n%s\n' "$weights" >"$WORK/small.toml"
+    printf 'flen = 8388608\n[opsize]\nmin = 1\nmax = 1048576\n%s\n' "$weights" >"$WORK/large.toml"
+}
+
+fsx_turn() {
+    local size=$1 count=$2 seed=$3
+    if ! timeout 1500 fsx -q -N "$count" -S $((seed % (1 << 32))) -f "$WORK/$size.toml" -P "$WORK" "$MOUNT/$size" >"$WORK/fsx.log" 2>&1; then
+        tail -60 "$WORK/fsx.log"
+        fail "fsx failed: FSX_SEED=$seed FSX_OPS=$count, $size files $4"
+    fi
 }
