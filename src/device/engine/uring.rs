@@ -341,7 +341,8 @@ struct Flight<'a> {
 }
 
 impl<'a> Flight<'a> {
-    /// Starts what can go through the ring; the places of the rest.
+    /// Starts what can go through the ring, and returns the places of the rest. Without such a rest, starting and waiting are
+    /// one call.
     fn begin(ring: Ring, batch: &mut [Request<'a>]) -> (Flight<'a>, Vec<usize>) {
         let mut slots = Vec::with_capacity(batch.len());
         let mut alone = Vec::new();
@@ -353,7 +354,9 @@ impl<'a> Flight<'a> {
         }
         let waiting = (0..slots.len()).collect();
         let mut flight = Flight { ring: Some(ring), slots, waiting, queued: 0, flying: 0, broken: false };
-        flight.enter(0);
+        if !alone.is_empty() {
+            flight.enter(0);
+        }
         (flight, alone)
     }
 
