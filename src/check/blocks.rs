@@ -185,7 +185,10 @@ fn device_rows(
     used: &BTreeMap<u16, u64>,
     findings: &mut Findings,
 ) -> Result<()> {
+    // A device without a row counts nothing. One that joined just before a crash has nothing, and that is right.
+    let mut uncounted = used.clone();
     scan::rows::<Devices>(reader, |device, row| {
+        uncounted.remove(&device.0);
         let blocks = used.get(&device.0).copied().unwrap_or(0);
         let show = || format!("device {device} says {}, {blocks} are in use", row.used_blocks);
         let fix = || Fix::UsedBlocks { device, blocks };
@@ -203,6 +206,10 @@ fn device_rows(
         );
         Ok(())
     })?;
+    for (device, blocks) in uncounted.into_iter().filter(|(_, blocks)| *blocks > 0) {
+        let (device, show) = (DeviceId(device), || format!("device {device} has no row, {blocks} are in use"));
+        findings.mend(Issue::UsedBlocksWrong, show, || Fix::UsedBlocks { device, blocks });
+    }
     Ok(())
 }
 

@@ -185,6 +185,7 @@ pub enum Fix {
         key: GroupKey,
         bits: Vec<u8>,
     },
+    /// The count in the device's row; whoever opens the pool for the repair made one where there was none.
     UsedBlocks {
         device: DeviceId,
         blocks: u64,

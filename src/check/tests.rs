@@ -315,6 +315,7 @@ const DAMAGES: &[(Issue, Damage)] = &[
     (Issue::BlockLeaked, |tx| tx.put::<Groups>(&GroupKey { device: DeviceId(1), group: 1, part: 0 }, &vec![3; 1024])),
     (Issue::BlockLeaked, |tx| tx.put::<Groups>(&GroupKey { device: DeviceId(1), group: 2, part: 0 }, &vec![8; 1024])),
     (Issue::UsedBlocksWrong, |tx| tx.put::<Devices>(&DeviceId(1), &device_row(2))),
+    (Issue::UsedBlocksWrong, |tx| tx.delete::<Devices>(&DeviceId(1)).map(drop)),
     (Issue::DeviceRowWrong, |tx| tx.put::<Devices>(&DeviceId(9), &device_row(0))),
     (Issue::JournalBroken, |tx| tx.delete::<Journal>(&0).map(drop)),
     (Issue::JournalBroken, |tx| tx.set_counter(Counter::NextJournal, 7)),

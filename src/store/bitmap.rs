@@ -2,10 +2,15 @@
 //!
 //! Invariant: `DeviceRow::used_blocks` is the number of bits set for the device.
 
+use std::ops::Bound;
+
 use crate::base::{DeviceId, Error, Result};
+use crate::format::record::Key;
 use crate::format::rows::{GROUP_PART_BLOCKS, GroupKey, Placement, StripeRow};
-use crate::format::table::{Devices, Groups};
-use crate::meta::{Reader, Tx};
+use crate::format::table::{Devices, Groups, Table};
+use crate::meta::{Reader, Tx, Visit};
+
+const PART_BYTES: usize = (GROUP_PART_BLOCKS / 8) as usize;
 
 /// Blocks a shard of the stripe occupies: its header and its payload.
 pub fn shard_blocks(row: &StripeRow) -> u64 {
@@ -40,6 +45,22 @@ pub fn is_free(reader: &impl Reader, device: DeviceId, first: u64, count: u64) -
     Ok(true)
 }
 
+/// The number of bits set for a device: what its row has to say. Keys that [`mark`] never looks at do not count.
+pub fn used_blocks(reader: &impl Reader, device: DeviceId) -> Result<u64> {
+    let (mut low, mut high) = (Vec::new(), Vec::new());
+    GroupKey { device, group: 0, part: 0 }.encode(&mut low);
+    GroupKey { device, group: u32::MAX, part: u8::MAX }.encode(&mut high);
+    let mut used = 0;
+    let range = (Bound::Included(low.as_slice()), Bound::Included(high.as_slice()));
+    reader.scan_raw(Groups::ID, range, false, &mut |key, row| {
+        if matches!(GroupKey::decode(key), Ok(GroupKey { part: 0, .. })) {
+            used += row.iter().take(PART_BYTES).map(|byte| u64::from(byte.count_ones())).sum::<u64>();
+        }
+        Ok(Visit::Continue(()))
+    })?;
+    Ok(used)
+}
+
 /// Sets or clears the bits of a run of blocks; every bit must change.
 pub fn mark(tx: &mut Tx<'_>, device: DeviceId, first: u64, count: u64, used: bool) -> Result<()> {
     let mut block = first;
@@ -48,7 +69,7 @@ pub fn mark(tx: &mut Tx<'_>, device: DeviceId, first: u64, count: u64, used: boo
         let key = GroupKey { device, group: (block / GROUP_PART_BLOCKS) as u32, part: 0 };
         let stop = end.min((block / GROUP_PART_BLOCKS + 1) * GROUP_PART_BLOCKS);
         let mut bits = tx.get::<Groups>(&key)?.unwrap_or_default();
-        bits.resize((GROUP_PART_BLOCKS / 8) as usize, 0);
+        bits.resize(PART_BYTES, 0);
         for at in block..stop {
             let at = (at % GROUP_PART_BLOCKS) as usize;
             let (byte, bit) = (&mut bits[at / 8], 1 << (at % 8));

@@ -247,13 +247,17 @@ impl Store {
     fn welcome(&self, pool: &Pool, devices: &Devices, id: DeviceId) -> Result<()> {
         let state = pool.state();
         let Some(member) = state.member(id) else { return Ok(()) };
-        let row = self.view(|view| view.get::<table::Devices>(&id))?;
-        if row.is_none() {
-            self.transact(|tx, _| tx.put::<table::Devices>(&id, &device_row(member)))?;
-        }
+        let row = match self.view(|view| view.get::<table::Devices>(&id))? {
+            Some(row) => row,
+            None => self.transact(|tx, _| {
+                let row = device_row(tx, member)?;
+                tx.put::<table::Devices>(&id, &row)?;
+                Ok(row)
+            })?,
+        };
         let mut allocator = lock(&devices.allocator);
         if !allocator.has_device(id) {
-            allocator.add_device(id, member.layout, row.map_or(0, |row| row.used_blocks));
+            allocator.add_device(id, member.layout, row.used_blocks);
             if let Some(log) = &self.log {
                 log.claim_named(&mut allocator, Some(id));
             }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use super::archive::Archives;
 use super::devices::Devices;
 use super::host::{Host, HostedLog, PoolMembership, volume_options};
-use super::{Store, lock};
+use super::{Store, bitmap, lock};
 use crate::base::sync::Mutex;
 use crate::base::{Clock, DeviceId, Error, Result};
 use crate::format::rows::DeviceRow;
@@ -109,12 +109,16 @@ fn assemble(
             Err(Error::Corrupt(_)) => None,
             row => row?,
         };
+        let row = match row {
+            Some(row) => row,
+            None => {
+                let row = meta.view(|view| device_row(view, member))?;
+                without_row.push((member.id, row.clone()));
+                row
+            }
+        };
         if member.device.is_some() && !is_new {
-            let used = row.as_ref().map_or(0, |row| row.used_blocks);
-            lock(&devices.allocator).add_device(member.id, member.layout, used);
-        }
-        if row.is_none() {
-            without_row.push(member);
+            lock(&devices.allocator).add_device(member.id, member.layout, row.used_blocks);
         }
     }
     // Before any transaction: it may take space for metadata, and must know what metadata has already.
@@ -128,8 +132,8 @@ fn assemble(
     }
     migrate(&meta, pool.is_read_only())?;
     if !pool.is_read_only() {
-        for member in without_row {
-            meta.transact(|tx| tx.put::<table::Devices>(&member.id, &device_row(member)))?;
+        for (id, row) in without_row {
+            meta.transact(|tx| tx.put::<table::Devices>(&id, &row))?;
         }
     }
     let mut store = Store::over(meta, devices)?;
@@ -158,8 +162,14 @@ pub(super) fn choose_replicas(members: &[Member], m: u8) -> Vec<DeviceId> {
     chosen.into_iter().map(|member| member.id).collect()
 }
 
-pub(super) fn device_row(member: &Member) -> DeviceRow {
-    DeviceRow {
+/// A row for a member that has none. It may have had one, and blocks: nobody would ever count those again.
+pub(super) fn device_row(reader: &impl Reader, member: &Member) -> Result<DeviceRow> {
+    let used_blocks = match bitmap::used_blocks(reader, member.id) {
+        // As with the row: fsck has to open the pool.
+        Err(Error::Corrupt(_)) => 0,
+        used => used?,
+    };
+    Ok(DeviceRow {
         uuid: member.uuid.0,
         state: 0,
         class: member.class,
@@ -167,12 +177,12 @@ pub(super) fn device_row(member: &Member) -> DeviceRow {
         weight_milli: member.weight_milli,
         failure_domain: member.failure_domain,
         blocks: member.layout.blocks,
-        used_blocks: 0,
+        used_blocks,
         read_errors: 0,
         write_errors: 0,
         checksum_errors: 0,
         read_latency_us_ewma: 0,
         write_latency_us_ewma: 0,
         risk_milli: 0,
-    }
+    })
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Store;
 use super::commit::{ContentWrite, Inline, SharedBytes};
+use super::{Store, lock};
 use crate::base::clock::SteppingClock;
 use crate::base::{DeviceId, Ino, Prng, Result};
 use crate::device::sim::{Fault, On, SimWorld};
@@ -275,4 +275,31 @@ fn a_stripe_takes_a_device_again_that_refused_it_once() {
     store.take_back(world.device(1)).unwrap();
     let progress = store.rebuild(&mut |_| true).unwrap();
     assert!(progress.repaired.rebuilt > 0 && progress.repaired.missing == 0, "{progress:?}");
+}
+
+/// What it has is in use, whoever writes that down.
+#[test]
+fn a_member_whose_row_is_gone_gets_one_that_counts_its_blocks() {
+    use crate::format::table::Devices;
+
+    let world = SimWorld::new(9, 3, SIZE);
+    let store = format(&world, 2, 1).unwrap();
+    write(&store, 2, content(&mut Prng::new(1), 300_000)).unwrap();
+    store.durable_point().unwrap();
+    let id = DeviceId(1);
+    let used = |store: &Store| store.view(|view| view.get::<Devices>(&id)).unwrap().map(|row| row.used_blocks);
+    let free = |store: &Store| lock(&store.devices.as_ref().unwrap().allocator).free_blocks(id);
+    let before = used(&store).unwrap();
+    assert!(before > 30, "there is something on it");
+    store.close().unwrap();
+    let store = open(&world, &[0, 1, 2], 2).unwrap();
+    let free_before = free(&store);
+    store.transact(|tx, _| tx.delete::<Devices>(&id)).unwrap();
+    store.close().unwrap();
+
+    let store = open(&world, &[0, 1, 2], 3).unwrap();
+    assert_eq!((used(&store), free(&store)), (Some(before), free_before));
+    // And so it can all be given back.
+    store.transact(|tx, ledger| store.punch(tx, Ino(2), 0..u64::MAX, ledger)).unwrap();
+    assert_eq!(used(&store), Some(0));
 }

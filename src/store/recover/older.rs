@@ -158,8 +158,10 @@ impl Recovery {
         let new = state.members.iter().filter(|member| !devices.contains(&member.id));
         self.meta.transact(|tx| {
             gone.iter().try_for_each(|id| tx.delete::<Devices>(id).map(drop))?;
-            new.into_iter()
-                .try_for_each(|member| tx.put::<Devices>(&member.id, &crate::store::open::device_row(member)))
+            new.into_iter().try_for_each(|member| {
+                let row = crate::store::open::device_row(tx, member)?;
+                tx.put::<Devices>(&member.id, &row)
+            })
         })?;
         Ok(())
     }
