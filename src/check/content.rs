@@ -9,7 +9,7 @@ use super::scan;
 use crate::base::file::FileType;
 use crate::base::{BLOCK_SIZE, Ino, Result, TxnId};
 use crate::format::intent::Intent;
-use crate::format::rows::{BackrefRow, Counter, ExtentBody, ExtentKey, ExtentRow, InodeRow, Run};
+use crate::format::rows::{BackrefKey, BackrefRow, Counter, ExtentBody, ExtentKey, ExtentRow, InodeRow, Run};
 use crate::format::table::{Backrefs, Extents, History, Inodes, Intents, Stripes};
 use crate::meta::{Reader, Visit};
 
@@ -187,13 +187,18 @@ fn empty_files(reader: &impl Reader, findings: &mut Findings) -> Result<()> {
 
 fn backrefs(reader: &impl Reader, findings: &mut Findings) -> Result<()> {
     scan::rows::<Backrefs>(reader, |key, _| {
-        let extent = scan::find::<Extents>(reader, &ExtentKey { ino: key.ino, offset: key.offset })?;
-        let matches = extent.is_some_and(|extent| {
-            extent.birth == key.birth && matches!(&extent.body, ExtentBody::Run(run) if run.stripe == key.stripe)
-        });
+        let matches = belongs(reader, &key)?;
         let show = || format!("stripe {}, inode {}, offset {}", key.stripe, key.ino, key.offset);
         findings.expect_or(matches, Issue::BackrefDangling, show, || Fix::DropBackref { key: key.clone() });
         Ok(())
     })?;
     Ok(())
+}
+
+/// Whether there is an extent that asks for this back reference, whatever it should say.
+pub fn belongs(reader: &impl Reader, key: &BackrefKey) -> Result<bool> {
+    let extent = scan::find::<Extents>(reader, &ExtentKey { ino: key.ino, offset: key.offset })?;
+    Ok(extent.is_some_and(|extent| {
+        extent.birth == key.birth && matches!(&extent.body, ExtentBody::Run(run) if run.stripe == key.stripe)
+    }))
 }

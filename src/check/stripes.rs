@@ -2,11 +2,12 @@
 
 use std::collections::HashSet;
 
+use super::content::belongs;
 use super::fsck::{Checked, Context};
 use super::issue::{Findings, Issue};
 use super::plan::Fix;
 use super::scan;
-use crate::base::{Ino, Result, StripeId, TxnId};
+use crate::base::{BLOCK_SIZE, Ino, Result, StripeId, TxnId};
 use crate::format::intent::Intent;
 use crate::format::rows::{BackrefKey, Counter, Placement, StripeRow, StripeState};
 use crate::format::table::{Backrefs, Intents, StripeLive, Stripes};
@@ -76,10 +77,20 @@ fn placements(id: StripeId, row: &StripeRow, context: &Context, findings: &mut F
 
 fn live_bytes(reader: &impl Reader, id: StripeId, row: &StripeRow, findings: &mut Findings) -> Result<()> {
     let mut ranges = Vec::new();
+    let capacity = u64::from(row.k) * u64::from(row.shard_blocks) * BLOCK_SIZE;
     let low = BackrefKey { stripe: id, ino: Ino(0), offset: 0, birth: TxnId(0) };
     let high = BackrefKey { stripe: StripeId(id.0.saturating_add(1)), ..low.clone() };
-    scan::range::<Backrefs>(reader, &low, &high, |_, backref| {
-        ranges.push((u64::from(backref.start), u64::from(backref.start) + u64::from(backref.length)));
+    scan::range::<Backrefs>(reader, &low, &high, |key, backref| {
+        let end = u64::from(backref.start) + u64::from(backref.length);
+        ranges.push((u64::from(backref.start), end));
+        // One that belongs to an extent is mended with it. Others may belong to a prior row, but not past all shards.
+        if end > u64::from(row.payload_bytes) && !belongs(reader, &key)? {
+            let show = || format!("stripe {id}, inode {}, offset {}", key.ino, key.offset);
+            findings.also(Issue::ExtentOutsideStripe, show, || match u32::try_from(end) {
+                Ok(bytes) if end <= capacity => Fix::Payload { stripe: id, bytes },
+                _ => Fix::DropBackref { key: key.clone() },
+            });
+        }
         Ok(Visit::Continue(()))
     })?;
     ranges.sort_unstable();

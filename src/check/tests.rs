@@ -250,6 +250,13 @@ const DAMAGES: &[(Issue, Damage)] = &[
     }),
     (Issue::ExtentStripeMissing, |tx| tx.delete::<Stripes>(&STRIPE).map(drop)),
     (Issue::ExtentOutsideStripe, |tx| tx.put::<Stripes>(&STRIPE, &StripeRow { payload_bytes: 9_999, ..stripe() })),
+    (Issue::ExtentOutsideStripe, |tx| {
+        // While there are prior rows, back references without content are theirs.
+        let row = HistoryRow { death: TxnId(3), present: 0, row: Vec::new() };
+        tx.put::<History>(&HistoryKey { table: 0, row_key: vec![2] }, &row)?;
+        tx.put::<HistoryByDeath>(&HistoryByDeathKey { death: TxnId(3), table: 0, row_key: vec![2] }, &())?;
+        tx.put::<Backrefs>(&BackrefKey { offset: 7, ..backref_key() }, &BackrefRow { start: 9, length: 16_384 })
+    }),
     (Issue::ExtentBackrefMissing, |tx| tx.delete::<Backrefs>(&backref_key()).map(drop)),
     (Issue::ExtentBackrefMissing, |tx| tx.put::<Backrefs>(&backref_key(), &BackrefRow { start: 1, length: 9_999 })),
     (Issue::ContentWrong, |tx| tx.put::<Inodes>(&LINK, &InodeRow { size: 6, content: 7, ..inode(0o120_777, 1) })),
