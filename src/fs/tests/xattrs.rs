@@ -38,6 +38,24 @@ fn values_of_every_size_come_back_and_leave_nothing_behind() {
     assert_eq!(rig.shown(file.ino).unwrap().flags, 0, "asking costs nothing again");
 }
 
+/// Nor is it in the way of the others.
+#[test]
+fn what_nobody_can_ask_for_is_not_listed() {
+    use crate::base::TxnId;
+    use crate::format::rows::{XattrKey, XattrRow};
+    use crate::format::table::Xattrs;
+
+    let rig = Rig::new();
+    let file = rig.file(ROOT, b"f").attr.ino;
+    set(&rig, file, b"user.a", b"1").unwrap();
+    for name in [&b"other.x"[..], b"user.", b"x", &[b"user.".as_slice(), &[b'n'; 251]].concat()] {
+        let row = XattrRow { total: 1, birth: TxnId(1), value: vec![1] };
+        let key = XattrKey { ino: file, name: name.to_vec(), piece: 0 };
+        rig.store().transact(|tx, _| tx.put::<Xattrs>(&key, &row)).unwrap();
+    }
+    assert_eq!(rig.list_xattr(&ADMIN, file).unwrap(), b"user.a\0");
+}
+
 #[test]
 fn create_and_replace_say_what_they_expect() {
     let rig = Rig::new();
