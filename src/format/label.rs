@@ -507,7 +507,7 @@ impl Label {
 impl MetaRoot {
     /// Whether each piece of the metadata has blocks of its own, and only such as are given out: whoever writes it destroys
     /// nothing else.
-    fn check(&self, members: &[MemberEntry]) -> Result<(), &'static str> {
+    pub fn check(&self, members: &[MemberEntry]) -> Result<(), &'static str> {
         let logs =
             self.replicas.iter().map(|replica| (replica.device, replica.log_block, u64::from(replica.log_blocks)));
         let chunk_blocks = u64::from(self.chunk_blocks);

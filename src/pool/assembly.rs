@@ -6,6 +6,8 @@
 //!   member seen elsewhere is the proof. Otherwise the pool is split, and refused.
 //! - A member is current when it carries the head, or when it takes part in the head and carries what it carried
 //!   before: then the head was never acknowledged. Every other member is stale.
+//! - How large a member is and what it gives out, its own label says: the table is made to agree, or no label written
+//!   from it could be read on that member.
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
@@ -92,8 +94,15 @@ pub fn assemble(candidates: &[Candidate], wanted: Option<Uuid>) -> Result<Assemb
             assembly.changed = true;
             new.state = state;
         }
+        if let Some(own) = present.and_then(|present| candidates.get(present.candidate)) {
+            (new.size, new.layout) = (own.label.device.size, own.label.device.layout);
+        }
     }
     refuse_too_few(&assembly)?;
+    // Where the metadata lies was checked against the table as it was.
+    if let Err(why) = assembly.pool.meta.check(&assembly.pool.members) {
+        return Err(Error::Unavailable(format!("pool {pool}: its labels contradict each other: {why}")));
+    }
     Ok(assembly)
 }
 

@@ -114,10 +114,6 @@ fn members(assembly: Assembly, scans: &[&Scan]) -> PoolState {
             member.device = Some(scan.device.clone());
             member.epoch = present.epoch;
             member.first_pair = scan.first_pair;
-            if let Ok(found) = &scan.found {
-                member.size = found.device.size;
-                member.layout = found.device.layout;
-            }
         }
     }
     PoolState { label, members }

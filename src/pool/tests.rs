@@ -537,6 +537,26 @@ fn a_replacement_on_the_same_hardware_is_independent_when_a_stripe_needs_it() {
     assert_ne!(domain(DeviceId(0)), domain(new));
 }
 
+/// What it says would go to all labels otherwise, and no label may name its own device as it is not.
+#[test]
+fn a_label_with_another_size_for_somebody_else_costs_no_member() {
+    let world = SimWorld::new(22, 3, SIZE);
+    drop(format(&world, 2, 1));
+    let mut slot = vec![0; LABEL_SLOT];
+    world.snapshot(2).read(0, &mut slot);
+    let mut label = Label::decode(&slot).unwrap();
+    label.pool.members[1].size += 1 << 20;
+    let slot = label.encode().unwrap();
+    for copy in 0..4 {
+        world.device(2).write_at(slot_range(&world, 2, copy).start, &[&slot]).unwrap();
+    }
+    for _ in 0..2 {
+        let pool = open(&world, &[0, 1, 2]).unwrap();
+        assert_eq!(states(&pool), [MemberState::Active; 3]);
+        assert!(pool.state().label.members.iter().all(|entry| entry.size == SIZE));
+    }
+}
+
 /// Labels that are whole and say anything at all: opening the pool answers, one way or the other.
 #[test]
 fn hostile_labels_never_panic() {
