@@ -1,8 +1,9 @@
 //! Archives of the whole metadata: every row, compressed, where it is found without any metadata (promise P8).
 
-use super::export::{ExportHeader, ExportSummary, Exporter, each_row};
+use super::export::each_row;
 use crate::base::{Error, Result, TxnId, Uuid};
 use crate::format::archive::{Decoder, Head, Item, put_end, put_head, put_row};
+use crate::format::export::{ExportHeader, ExportSummary, Exporter};
 use crate::format::label::Archive;
 use crate::format::rows::Counter;
 use crate::meta::Reader;

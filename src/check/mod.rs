@@ -24,8 +24,9 @@ mod tree;
 #[cfg(test)]
 mod tests;
 
+pub use crate::format::export::{ExportHeader, ExportSummary};
 pub use archive::{archive, export_archive};
-pub use export::{ExportHeader, ExportSummary, export};
+pub use export::export;
 pub use fsck::{Context, PASSES, Progress, Report, fsck};
 pub use issue::{Finding, Findings, Issue};
 pub use paths::{names, paths, paths_of_stripes};
