@@ -2,7 +2,9 @@
 //! keys, one row to a line, and a digest of every byte before the digest's own line. `schema/export.v1.schema.json`
 //! describes it. Names that are not UTF-8 appear under a key that ends in `_b64`.
 //!
-//! Invariant: equal tables and equal headers give equal bytes.
+//! Invariants:
+//! - Equal tables and equal headers give equal bytes.
+//! - Nothing of a row is left out.
 
 use super::intent::Intent;
 use super::json::{Object, decimal, hex, quoted};
@@ -235,7 +237,8 @@ impl Export for Stripes {
 
 impl Export for StripeLive {
     fn export(id: &Self::Key, row: &StripeLiveRow, out: &mut Object<'_>) {
-        out.number("live", row.live).boolean("shared", row.shared != 0).number("stripe", id.0);
+        out.number("live", row.live).number("payload", row.payload).boolean("shared", row.shared != 0);
+        out.number("stripe", id.0);
     }
 }
 
