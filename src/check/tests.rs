@@ -11,6 +11,7 @@ use crate::format::table::*;
 use crate::meta::names::{FIRST_COOKIE, NameHasher};
 use crate::meta::{Meta, Reader, Tx};
 
+mod import;
 mod repair;
 mod schema;
 

@@ -4,7 +4,7 @@
 //!
 //! Invariants:
 //! - Equal tables and equal headers give equal bytes.
-//! - Nothing of a row is left out.
+//! - Nothing of a row is left out: [`super::import`] makes the same row of its line.
 
 use super::intent::Intent;
 use super::json::{Object, decimal, hex, quoted};

@@ -5,10 +5,12 @@
 
 pub mod archive;
 pub mod export;
+pub mod import;
 pub mod intent;
 pub mod json;
 pub mod label;
 pub mod log;
+pub mod parsed;
 pub mod record;
 pub mod rows;
 pub mod shard;

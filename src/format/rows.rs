@@ -306,6 +306,21 @@ pub const BLOCKS_END: u64 = 1 << 48;
 pub const MAX_SHARD_BLOCKS: u32 = 1024;
 
 impl StripeRow {
+    /// Shards.
+    pub fn width(&self) -> usize {
+        usize::from(self.k) + usize::from(self.m)
+    }
+
+    /// Whether there can be stripes of such a geometry. Nothing else may be asked of one that cannot be.
+    pub fn is_possible(&self) -> bool {
+        let payload = u64::from(self.k) * u64::from(self.shard_blocks) * crate::base::BLOCK_SIZE;
+        self.k > 0
+            && self.width() <= 255
+            && (1..=MAX_SHARD_BLOCKS).contains(&self.shard_blocks)
+            && self.granule_shift <= 10
+            && u64::from(self.payload_bytes) <= payload
+    }
+
     /// Checksum granules in one shard.
     pub fn granules(&self) -> usize {
         (self.shard_blocks as usize).div_ceil(1 << self.granule_shift)
@@ -356,17 +371,10 @@ impl Row for StripeRow {
             placements: Vec::new(),
             sums: Vec::new(),
         };
-        let width = usize::from(row.k) + usize::from(row.m);
-        let payload = u64::from(row.k) * u64::from(row.shard_blocks) * crate::base::BLOCK_SIZE;
-        if row.k == 0
-            || width > 255
-            || row.shard_blocks == 0
-            || row.shard_blocks > MAX_SHARD_BLOCKS
-            || row.granule_shift > 10
-            || u64::from(row.payload_bytes) > payload
-        {
+        if !row.is_possible() {
             return Err(Error::corrupt("a stripe's geometry is impossible"));
         }
+        let width = row.width();
         for _ in 0..width {
             let placement = Placement { device: Field::take(&mut from)?, block: Field::take(&mut from)? };
             if placement.block.0 >= BLOCKS_END {
@@ -594,7 +602,8 @@ pub enum JournalOp {
         id: u16,
         action: Vec<u8>,
     },
-    /// The metadata was made again from the archive of transaction `archive` and `stripes` stripes that were newer.
+    /// The metadata was made again from the archive or the export of transaction `archive` and `stripes` stripes that were
+    /// newer.
     Recover {
         archive: u64,
         stripes: u64,

@@ -96,7 +96,7 @@ fn exported() -> Value {
 }
 
 /// A row of every table and every kind of intent, operation and extent.
-fn fill_rare_tables(tx: &mut crate::meta::Tx<'_>) -> crate::base::Result<()> {
+pub(super) fn fill_rare_tables(tx: &mut crate::meta::Tx<'_>) -> crate::base::Result<()> {
     use super::*;
     tx.put::<Devices>(
         &DeviceId(0),
@@ -140,11 +140,15 @@ fn fill_rare_tables(tx: &mut crate::meta::Tx<'_>) -> crate::base::Result<()> {
         JournalOp::Reclaim { ino: 5 },
         JournalOp::Device { id: 1, action: b"replaced".to_vec() },
         JournalOp::Recover { archive: 1, stripes: 2 },
+        JournalOp::Repair { issue: b"row-undecodable".to_vec(), what: name.clone() },
     ];
     for operation in operations {
         tx.journal(1000, operation)?;
     }
     tx.put::<Extents>(&ExtentKey { ino: ORPHAN, offset: 0 }, &extent(4096, ExtentBody::Reserved))?;
+    let plain = Run::plain(STRIPE, 5, 100);
+    let sealed = Run { logical: 300, inside: 7, codec: 1, key_generation: 2, nonce: [3; 24], tag: [4; 16], ..plain };
+    tx.put::<Extents>(&ExtentKey { ino: ORPHAN, offset: 4096 }, &extent(200, ExtentBody::Run(sealed)))?;
     tx.put::<History>(
         &HistoryKey { table: 0, row_key: vec![1] },
         &HistoryRow { death: TxnId(3), present: 1, row: vec![2] },
