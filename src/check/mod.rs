@@ -18,6 +18,7 @@ pub mod plan;
 mod recover;
 pub mod repair;
 mod scan;
+mod source;
 mod stripes;
 mod tree;
 
@@ -31,4 +32,5 @@ pub use fsck::{Context, PASSES, Progress, Report, fsck};
 pub use issue::{Finding, Findings, Issue};
 pub use paths::{names, paths, paths_of_stripes};
 pub use plan::{Action, Plan};
-pub use recover::{Affected, Recovered, recover};
+pub use recover::{Affected, Origin, Recovered, Watch, import, recover};
+pub use source::{Export, Pieces};

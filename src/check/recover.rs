@@ -1,8 +1,8 @@
-//! Promise P8: every copy of the metadata is gone, and the pool is made again from its newest archive and the headers of
-//! the shards that are newer.
+//! Promises P8 and P9: every copy of the metadata is gone, and the pool is made again from its newest archive, or from an
+//! export in a file, and the headers of the shards that are newer.
 //!
-//! The archive is read three times, because its rows do not fit into memory: for the bitmaps that say where the search for
-//! newer shards and the new metadata may be; for the stripes that the search came across; and for all rows.
+//! The rows are read three times, because they do not fit into memory: for the bitmaps that say where the search for
+//! newer shards and the new metadata may be; for the stripes that the search came across; and to be stored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -14,9 +14,9 @@ use super::archive::read_archive;
 use super::fsck::Context;
 use super::paths::paths;
 use super::repair;
-use crate::base::{Clock, Entropy, Error, Ino, Prng, Result, StripeId, TxnId, Uuid};
-use crate::format::archive::{Head, Item};
-use crate::format::label::Archive;
+use super::source::{Export, Horizon, Source};
+use crate::base::{Clock, Entropy, Error, Ino, Prng, Result, StripeId, TxnId};
+use crate::format::archive::Item;
 use crate::format::record::{Key, Row};
 use crate::format::rows::{BackrefKey, Counter, JournalOp};
 use crate::format::table::{Backrefs, Counters, Groups, Stripes, Table};
@@ -34,22 +34,31 @@ pub struct Affected {
     pub bytes: u64,
 }
 
+/// What metadata was made again from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    Archive,
+    Export,
+}
+
 /// What a recovery did.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Recovered {
-    /// The newest transaction in the archive, and when it was made, in seconds since 1970.
+    pub source: Origin,
+    /// The newest transaction in the source, and when it was made, in seconds since 1970, if that is known.
     pub transaction: u64,
-    pub created: i64,
+    pub created: Option<i64>,
     pub rows: u64,
     pub stripes: u64,
-    /// Shards of the archive's stripes that were moved since, and those that are gone.
+    /// Shards of the source's stripes that were moved since, and those that are gone.
     pub shards_moved: u64,
     pub shards_gone: u64,
-    /// Stripes newer than the archive.
+    /// Stripes newer than the source.
     pub newer_stripes: u64,
-    /// What is newer than the archive, and uncertain: what was cut off or removed since may be back.
+    /// What is newer than the source, and uncertain: what was cut off or removed since may be back.
     pub newer: Vec<Affected>,
-    /// Files among them that the archive does not know: they are in lost+found.
+    /// Files among them that the source does not know: they are in lost+found.
     pub nameless: u64,
     /// Content that too few shards are left of, on the devices that are here.
     pub lost: Vec<Affected>,
@@ -60,24 +69,49 @@ pub struct Recovered {
 /// Tells what is being done, and how far it is in blocks; says whether to go on.
 pub type Watch<'w> = dyn FnMut(&'static str, u64, u64) -> bool + 'w;
 
-/// Makes the metadata of an open pool again. `salt` is a random number. When this returns, the labels name the new metadata;
-/// before, nothing is changed that anybody needs.
+/// Makes the metadata of an open pool again from its newest archive. `salt` is a random number. When this returns, the labels
+/// name the new metadata; before, nothing is changed that anybody needs.
 ///
 /// # Errors
 /// [`Error::Unavailable`] when there is no archive that can be read.
 pub fn recover(pool: &Arc<Pool>, clock: Arc<dyn Clock>, salt: u64, watch: &mut Watch<'_>) -> Result<Recovered> {
-    let mut go_on = |what, done, total| match watch(what, done, total) {
+    go_on(watch, "reading the archive", 0, 0)?;
+    make_again(pool, &Basis::newest_archive(pool)?, clock, salt, watch)
+}
+
+/// The same from an export of this pool. Content that was written after it is taken up as [`recover`] does it; what was being
+/// written at the very moment of it is not.
+pub fn import(
+    pool: &Arc<Pool>,
+    export: Export<'_>,
+    clock: Arc<dyn Clock>,
+    salt: u64,
+    watch: &mut Watch<'_>,
+) -> Result<Recovered> {
+    make_again(pool, &Basis::of_export(pool, export)?, clock, salt, watch)
+}
+
+fn go_on(watch: &mut Watch<'_>, what: &'static str, done: u64, total: u64) -> Result<()> {
+    match watch(what, done, total) {
         true => Ok(()),
         false => Err(Error::Unavailable("the recovery was stopped; the pool is as it was".to_owned())),
-    };
-    go_on("reading the archive", 0, 0)?;
-    let basis = Basis::find(pool)?;
+    }
+}
+
+fn make_again(
+    pool: &Arc<Pool>,
+    basis: &Basis<'_>,
+    clock: Arc<dyn Clock>,
+    salt: u64,
+    watch: &mut Watch<'_>,
+) -> Result<Recovered> {
+    let mut go_on = |what, done, total| go_on(watch, what, done, total);
+    let (horizon, bitmaps) = (basis.horizon, &basis.bitmaps);
     let wanted = |found: &FoundShard| {
-        !is_archived(found.stripe)
-            && (found.stripe >= basis.head.first_stripe || !basis.bitmaps.is_used(found.device, found.block))
+        !is_archived(found.stripe) && (horizon.is_newer(found) || !bitmaps.is_used(found.device, found.block))
     };
     let search = find_shards(pool, &wanted, &mut |done, total| go_on("looking for newer shards", done, total).is_ok())?;
-    go_on("reading the archive again", 0, 0)?;
+    go_on("reading the rows again", 0, 0)?;
     let (newer, moved) = basis.sort(search.shards)?;
 
     let mut keep = newer.clone();
@@ -88,8 +122,8 @@ pub fn recover(pool: &Arc<Pool>, clock: Arc<dyn Clock>, salt: u64, watch: &mut W
     go_on("looking after the stripes", 0, 0)?;
     let older = recovery.settle_older(&newer, &moved)?;
     go_on("taking up newer content", 0, 0)?;
-    let newer = recovery.settle_newer(&newer, basis.head.txn)?;
-    let operation = JournalOp::Recover { archive: basis.head.txn.0, stripes: newer.stripes };
+    let newer = recovery.settle_newer(&newer, basis.horizon.txn)?;
+    let operation = JournalOp::Recover { archive: basis.horizon.txn.0, stripes: newer.stripes };
     recovery.meta().transact(|tx| tx.journal(0, operation))?;
     if !newer.made.is_empty() {
         go_on("naming what has no name", 0, 0)?;
@@ -116,35 +150,36 @@ fn name_all(meta: &Meta, salt: u64) -> Result<()> {
     Ok(())
 }
 
-/// The archive that a recovery begins with.
-struct Basis {
-    media: PoolMembership,
-    pool: Uuid,
-    archive: Archive,
-    head: Head,
+/// What a recovery begins with.
+struct Basis<'s> {
+    source: Source<'s>,
+    horizon: Horizon,
     bitmaps: Bitmaps,
+    /// The newest transaction that the labels know of.
+    labelled: TxnId,
 }
 
-impl Basis {
+impl<'s> Basis<'s> {
     /// The newest archive that is whole.
-    fn find(pool: &Arc<Pool>) -> Result<Basis> {
+    fn newest_archive(pool: &Arc<Pool>) -> Result<Basis<'s>> {
         let state = pool.state();
         let mut why = "it has none yet".to_owned();
         for archive in &state.label.archives {
             let media = PoolMembership(Arc::clone(pool));
-            let mut head = None;
+            let mut horizon = None;
             let mut bitmaps = Bitmaps::default();
             let read = read_archive(&media, state.label.uuid, archive, &mut |item| {
                 match item {
-                    Item::Head(found) => head = Some(found),
+                    Item::Head(head) => horizon = Some(Horizon::from(&head)),
                     Item::Row { table: Groups::ID, key, row } => bitmaps.add(Key::decode(key)?, Row::decode(row)?),
                     Item::Row { .. } => {}
                 }
                 Ok(())
             });
-            match (read, head) {
-                (Ok(()), Some(head)) => {
-                    return Ok(Basis { media, pool: state.label.uuid, archive: archive.clone(), head, bitmaps });
+            match (read, horizon) {
+                (Ok(()), Some(horizon)) => {
+                    let source = Source::Archive { media, pool: state.label.uuid, archive: archive.clone() };
+                    return Ok(Basis { source, horizon, bitmaps, labelled: labelled(pool) });
                 }
                 (Ok(()), None) => why = "one of them is empty".to_owned(),
                 (Err(error), _) => {
@@ -155,22 +190,27 @@ impl Basis {
         }
         Err(Error::Unavailable(format!(
             "pool {} cannot be recovered without a metadata archive that can be read: {why}; bring back the devices that are \
-             missing, if there are any",
+             missing, if there are any, or give `argosfs import-meta` an export, if you have one",
             state.label.name
         )))
     }
 
-    fn read(&self, visit: &mut dyn FnMut(Item<'_>) -> Result<()>) -> Result<()> {
-        read_archive(&self.media, self.pool, &self.archive, visit)
+    fn of_export(pool: &Pool, mut export: Export<'s>) -> Result<Basis<'s>> {
+        if export.head.pool != pool.uuid() {
+            return Err(Error::Usage("this is an export of another pool".to_owned()));
+        }
+        let bitmaps = std::mem::take(&mut export.bitmaps);
+        let horizon = Horizon::from(&export);
+        Ok(Basis { source: Source::Export(export), horizon, bitmaps, labelled: labelled(pool) })
     }
 
-    /// Tells the shards that are newer than the archive from those of its stripes that were moved. What remains lay free when
-    /// the archive was made, and nobody has needed it since.
+    /// Tells the shards that are newer than the source from those of its stripes that were moved. What remains lay free when
+    /// the source was made, and nobody has needed it since.
     fn sort(&self, found: Vec<FoundShard>) -> Result<(Vec<FoundShard>, Vec<FoundShard>)> {
         let met: BTreeSet<StripeId> = found.iter().map(|found| found.stripe).collect();
         let mut known = BTreeMap::new();
-        self.read(&mut |item| {
-            if let Item::Row { table: Stripes::ID, key, row } = item {
+        self.source.read(&mut |table, key, row| {
+            if table == Stripes::ID {
                 let id = StripeId::decode(key)?;
                 if met.contains(&id) {
                     let row = <Stripes as Table>::Row::decode(row)?;
@@ -187,21 +227,20 @@ impl Basis {
                     let there = place.is_some_and(|place| (place.device, place.block) == (found.device, found.block));
                     moved.extend((!there).then_some(found));
                 }
-                None => newer.extend((found.stripe >= self.head.first_stripe).then_some(found)),
+                None => newer.extend(self.horizon.is_newer(&found).then_some(found)),
             }
         }
         Ok((newer, moved))
     }
 
-    /// Stores all rows of the archive; how many there are. Transactions go on behind the newest one that was seen anywhere.
+    /// Stores all rows of the source; how many there are. Transactions go on behind the newest one that was seen anywhere.
     fn load(&self, recovery: &Recovery, newer: &[FoundShard]) -> Result<u64> {
         let seen = newer.iter().map(|found| found.txn.0.saturating_add(1)).max().unwrap_or(0);
-        let last = seen.max(self.head.txn.0);
+        let last = seen.max(self.horizon.txn.0).max(self.labelled.0);
         let mut rows = 0;
         recovery.load(&mut |put| {
             rows = 0;
-            self.read(&mut |item| {
-                let Item::Row { table, key, row } = item else { return Ok(()) };
+            self.source.read(&mut |table, key, row| {
                 rows += 1;
                 // The bitmaps are there already.
                 if table == Groups::ID { Ok(()) } else { put(table, key, row) }
@@ -233,9 +272,14 @@ impl Basis {
             };
             files.iter().map(one).collect()
         };
+        let (source, created) = match &self.source {
+            Source::Archive { archive, .. } => (Origin::Archive, Some(archive.created)),
+            Source::Export(_) => (Origin::Export, None),
+        };
         Ok(Recovered {
-            transaction: self.head.txn.0,
-            created: self.archive.created,
+            source,
+            transaction: self.horizon.txn.0,
+            created,
             rows,
             stripes: older.stripes,
             shards_moved: older.shards_moved,
@@ -247,6 +291,10 @@ impl Basis {
             unreadable_blocks,
         })
     }
+}
+
+fn labelled(pool: &Pool) -> TxnId {
+    TxnId(pool.state().label.archives.iter().map(|archive| archive.txn).max().unwrap_or(0))
 }
 
 /// Adds the bytes that each file has in a stripe.

@@ -1,13 +1,14 @@
 //! Promise P8: with every copy of the metadata gone, a pool is made again from its newest archive and the headers of newer
-//! shards. Whole pools on simulated devices; what must be there is said by the model of POSIX.
+//! shards; promise P9: or from an export of it. Whole pools on simulated devices; what must be there is said by the model of
+//! POSIX.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use argosfs::base::clock::ManualClock;
 use argosfs::base::file::{Caller, FileType};
-use argosfs::base::{BLOCK_SIZE, Clock, DeviceId, Entropy, Error, Ino, Prng, StripeId, TxnId};
-use argosfs::check::{Context, Findings, Recovered, fsck};
+use argosfs::base::{BLOCK_SIZE, Clock, DeviceId, Entropy, Error, Ino, Prng, Result, StripeId, TxnId};
+use argosfs::check::{Context, Export, ExportHeader, Findings, Recovered, export, fsck};
 use argosfs::device::sim::SimWorld;
 use argosfs::device::{Device, InlineEngine};
 use argosfs::format::label::DefaultGeometry;
@@ -66,6 +67,33 @@ impl Rig {
         argosfs::check::archive(&self.store, pool, 5, &|| true).unwrap();
     }
 
+    /// Archives the metadata, and tells how it is made again from the archive.
+    fn archived(&self) -> Restore {
+        self.archive();
+        Box::new(|pool, clock, salt| argosfs::check::recover(pool, clock, salt, &mut |_, _, _| true))
+    }
+
+    fn export(&self) -> Vec<u8> {
+        let header = ExportHeader { pool: self.store.pool().unwrap().uuid(), name: "tank".into() };
+        let mut text = Vec::new();
+        let mut sink = |piece: &[u8]| {
+            text.extend_from_slice(piece);
+            Ok(())
+        };
+        self.store.view(|view| export(view, &header, &mut sink)).unwrap();
+        text
+    }
+
+    /// Exports the metadata, and tells how it is made again from the export.
+    fn exported(&self) -> Restore {
+        let text = self.export();
+        Box::new(move |pool, clock, salt| {
+            let pieces = |sink: &mut dyn FnMut(&[u8]) -> Result<()>| text.chunks(1000).try_for_each(sink);
+            let export = Export::verify(pool.uuid(), &pieces)?;
+            argosfs::check::import(pool, export, clock, salt, &mut |_, _, _| true)
+        })
+    }
+
     /// Lets the process die and every copy of the metadata be overwritten with noise; nothing that was written is lost.
     fn destroy_metadata(self) -> (SimWorld, Arc<ManualClock>) {
         let root = self.store.pool().unwrap().state().label.meta.clone();
@@ -82,12 +110,24 @@ impl Rig {
     }
 }
 
+/// Makes the metadata of a pool again; the number is a random one.
+type Restore = Box<dyn Fn(&Arc<Pool>, Arc<dyn Clock>, u64) -> Result<Recovered>>;
+
 /// Recovers from these devices and opens what came of it, which must be consistent.
 fn recovered(world: &SimWorld, which: &[usize], clock: Arc<ManualClock>) -> (Rig, Recovered) {
+    restored(world, which, clock, &|pool, clock, salt| argosfs::check::recover(pool, clock, salt, &mut |_, _, _| true))
+}
+
+fn restored(
+    world: &SimWorld,
+    which: &[usize],
+    clock: Arc<ManualClock>,
+    restore: &dyn Fn(&Arc<Pool>, Arc<dyn Clock>, u64) -> Result<Recovered>,
+) -> (Rig, Recovered) {
     let pool = open_pool(world, which);
     let why = Store::open(pool.clone(), clock.clone(), 8).err().expect("there is no metadata").to_string();
     assert!(why.contains("argosfs recover"), "{why}");
-    let report = argosfs::check::recover(&pool, clock.clone(), 9, &mut |_, _, _| true).unwrap();
+    let report = restore(&pool, clock.clone(), 9).unwrap();
     drop(pool);
     let store = Arc::new(Store::open(open_pool(world, which), clock.clone(), 10).unwrap());
     let rig = Rig { world: world.clone(), clock, store };
@@ -223,7 +263,17 @@ fn scribble(fs: &Fs, files: &mut Files, prng: &mut Prng) {
 /// what was only moved hides nothing.
 #[test]
 fn p8_newer_content_is_put_on_top() {
-    for seed in 0..8 {
+    newer_content_is_put_on_top(0..8, Rig::archived);
+}
+
+/// What was written after an export is found in the same way.
+#[test]
+fn p9_newer_content_is_put_on_top_of_an_export() {
+    newer_content_is_put_on_top(8..14, Rig::exported);
+}
+
+fn newer_content_is_put_on_top(seeds: std::ops::Range<u64>, known: fn(&Rig) -> Restore) {
+    for seed in seeds {
         let rig = Rig::format(seed, 6, 4, 2);
         let fs = rig.fs();
         let mut prng = Prng::new(seed);
@@ -238,7 +288,7 @@ fn p8_newer_content_is_put_on_top() {
             scribble(&fs, &mut files, &mut prng);
             fs.syncfs().unwrap();
         }
-        rig.archive();
+        let restore = known(&rig);
         let known: Vec<Ino> = files.keys().copied().collect();
         for step in 0..25u8 {
             if step % 8 == 7 {
@@ -260,7 +310,7 @@ fn p8_newer_content_is_put_on_top() {
         rig.store.durable_point().unwrap();
         drop(fs);
         let (world, clock) = rig.destroy_metadata();
-        let (rig, report) = recovered(&world, &[0, 1, 2, 3, 4, 5], clock);
+        let (rig, report) = restored(&world, &[0, 1, 2, 3, 4, 5], clock, &restore);
         assert!(report.lost.is_empty() && report.newer_stripes > 0, "seed {seed}: {report:?}");
         assert_eq!(report.nameless as usize, files.len() - known.len());
         let fs = rig.fs();
@@ -459,6 +509,15 @@ fn what_was_only_moved_is_not_newer() {
 /// Interrupted anywhere, a recovery can be begun again, and until it is done nothing is changed that anybody needs.
 #[test]
 fn an_interrupted_recovery_is_begun_again() {
+    interrupted_it_is_begun_again(Rig::archived);
+}
+
+#[test]
+fn an_interrupted_import_is_begun_again() {
+    interrupted_it_is_begun_again(Rig::exported);
+}
+
+fn interrupted_it_is_begun_again(known: fn(&Rig) -> Restore) {
     let rig = Rig::format(6, 4, 2, 2);
     let fs = rig.fs();
     let mut prng = Prng::new(6);
@@ -467,7 +526,7 @@ fn an_interrupted_recovery_is_begun_again() {
     let bytes = random(&mut prng, 2_000_000);
     write(&fs, &mut files, ino, 0, &bytes);
     fs.syncfs().unwrap();
-    rig.archive();
+    let restore = known(&rig);
     for _ in 0..8 {
         scribble(&fs, &mut files, &mut prng);
         fs.syncfs().unwrap();
@@ -476,9 +535,9 @@ fn an_interrupted_recovery_is_begun_again() {
     let (world, clock) = rig.destroy_metadata();
     world.mark_base();
     let whole = world.fork();
-    recovered(&whole, &[0, 1, 2, 3], clock.clone());
+    restored(&whole, &[0, 1, 2, 3], clock.clone(), &restore);
     let pool = open_pool(&world, &[0, 1, 2, 3]);
-    argosfs::check::recover(&pool, clock.clone(), 9, &mut |_, _, _| true).unwrap();
+    restore(&pool, clock.clone(), 9).unwrap();
     drop(pool);
     let (first, last) = (world.oldest_crash_point(), world.record());
     let mut begun_again = 0;
@@ -491,7 +550,7 @@ fn an_interrupted_recovery_is_begun_again() {
             Ok(store) => store,
             Err(Error::Unavailable(why)) if why.contains("argosfs recover") => {
                 begun_again += 1;
-                argosfs::check::recover(&pool, clock.clone(), 11, &mut |_, _, _| true).unwrap();
+                restore(&pool, clock.clone(), 11).unwrap();
                 Store::open(pool, clock.clone(), 12).unwrap()
             }
             Err(error) => panic!("{error}"),
@@ -501,6 +560,140 @@ fn an_interrupted_recovery_is_begun_again() {
         assert!(content(&rig.fs(), ino) == files[&ino], "cut at {at}");
     }
     assert!((5..40).contains(&begun_again), "{begun_again} of 40");
+}
+
+/// The stripes of what was removed are still there, and nobody knows of them: that does not make them newer.
+#[test]
+fn what_was_removed_before_an_export_stays_so() {
+    let rig = Rig::format(9, 4, 2, 2);
+    let fs = rig.fs();
+    let mut prng = Prng::new(9);
+    let mut files = Files::new();
+    let kept = new_file(&fs, b"kept");
+    let bytes = random(&mut prng, 1_000_000);
+    write(&fs, &mut files, kept, 0, &bytes);
+    fs.syncfs().unwrap();
+    let gone = new_file(&fs, b"gone");
+    let bytes = random(&mut prng, 2_000_000);
+    write(&fs, &mut Files::new(), gone, 0, &bytes);
+    fs.syncfs().unwrap();
+    fs.unlink(&Caller::ROOT, Ino::ROOT, b"gone").unwrap();
+    fs.forget_all();
+    fs.reclaim_waiting().unwrap();
+    fs.syncfs().unwrap();
+    drop(fs);
+    let restore = rig.exported();
+    let (world, clock) = rig.destroy_metadata();
+    let (rig, report) = restored(&world, &[0, 1, 2, 3], clock, &restore);
+    assert!(report.newer.is_empty() && report.lost.is_empty(), "{report:?}");
+    assert!(content(&rig.fs(), kept) == files[&kept]);
+}
+
+/// Its transactions must not have numbers that an archive of what came after it has, too.
+#[test]
+fn transactions_go_on_behind_all_archives() {
+    let rig = Rig::format(10, 3, 2, 1);
+    let restore = rig.exported();
+    let fs = rig.fs();
+    for name in 100..200u8 {
+        new_file(&fs, &[b'a', name]);
+    }
+    fs.syncfs().unwrap();
+    drop(fs);
+    rig.archive();
+    let archived = rig.store.newest_archive().unwrap().0;
+    let (world, clock) = rig.destroy_metadata();
+    let (rig, report) = restored(&world, &[0, 1, 2], clock, &restore);
+    assert!(report.transaction + 100 <= archived.0 && rig.store.meta().committed() > archived, "{report:?}");
+}
+
+#[test]
+fn an_export_of_another_pool_or_one_that_changes_is_refused() {
+    let rig = Rig::format(11, 3, 2, 1);
+    let texts = std::cell::RefCell::new(vec![rig.export()]);
+    let restore = rig.exported();
+    new_file(&rig.fs(), b"newer");
+    texts.borrow_mut().push(rig.export());
+    let other = Rig::format(12, 3, 2, 1).exported();
+    let (world, clock) = rig.destroy_metadata();
+    let pool = open_pool(&world, &[0, 1, 2]);
+    let why = other(&pool, clock.clone(), 9).unwrap_err().to_string();
+    assert!(why.contains("is an export of pool tank"), "{why}");
+
+    // Another one each time it is read.
+    let pieces = |sink: &mut dyn FnMut(&[u8]) -> Result<()>| {
+        texts.borrow_mut().rotate_right(1);
+        sink(&texts.borrow()[0])
+    };
+    let export = Export::verify(pool.uuid(), &pieces).unwrap();
+    let why = argosfs::check::import(&pool, export, clock.clone(), 9, &mut |_, _, _| true).unwrap_err().to_string();
+    assert!(why.contains("was changed while it was read"), "{why}");
+    restore(&pool, clock, 9).unwrap();
+}
+
+/// Numbers in an export may be anything: it is refused, or what comes of it can be opened and checked, or not, without a
+/// panic.
+#[test]
+fn p5_a_forged_export_harms_nobody() {
+    let rig = Rig::format(13, 3, 2, 1);
+    let fs = rig.fs();
+    let mut prng = Prng::new(13);
+    let mut files = Files::new();
+    for name in b'a'..b'f' {
+        let ino = new_file(&fs, &[name]);
+        let bytes = random(&mut prng, 1 << (8 + 2 * (name - b'a')));
+        write(&fs, &mut files, ino, 0, &bytes);
+    }
+    fs.syncfs().unwrap();
+    drop(fs);
+    let text = String::from_utf8(rig.export()).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    // The rows of each table, and where the numbers of a line are.
+    let tables: Vec<Vec<usize>> = lines.iter().enumerate().skip(1).fold(Vec::new(), |mut tables, (at, line)| {
+        match line.as_bytes() {
+            [b'{', ..] => tables.last_mut().unwrap().push(at),
+            [.., b'['] => tables.push(Vec::new()),
+            _ => {}
+        }
+        tables
+    });
+    let numbers = |line: &str| -> Vec<usize> {
+        let digit = |at: usize| line.as_bytes()[at].is_ascii_digit();
+        let begins = |at: &usize| digit(*at) && matches!(line.as_bytes()[*at - 1], b':' | b',' | b'[');
+        (1..line.len()).filter(begins).collect()
+    };
+    let (world, clock) = rig.destroy_metadata();
+    let mut imported = 0;
+    while imported < 200 {
+        let mut forged: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
+        for _ in 0..=prng.below(4) {
+            let rows = &tables[prng.below(tables.len() as u64) as usize];
+            let line = &mut forged[rows[prng.below(rows.len() as u64) as usize]];
+            let numbers = numbers(line);
+            let Some(at) = numbers.get(prng.below(numbers.len().max(1) as u64) as usize).copied() else { continue };
+            let end = line[at..].find(|c: char| !c.is_ascii_digit()).unwrap_or(0) + at;
+            let ends = [0, 1, 255, 65_535, u64::from(u32::MAX), (1 << 48) - 1, i64::MAX as u64, u64::MAX - 1, u64::MAX];
+            let number = if prng.chance(1, 3) { prng.below(5000) } else { ends[prng.below(9) as usize] };
+            line.replace_range(at..end, &number.to_string());
+        }
+        let body = forged[..forged.len() - 1].join("\n") + "\n";
+        let digest = blake3::hash(body.as_bytes()).to_hex();
+        let forged = format!("{body}\"blake3\":\"{digest}\"}}\n");
+        let pieces = |sink: &mut dyn FnMut(&[u8]) -> Result<()>| sink(forged.as_bytes());
+        let world = world.fork();
+        let pool = open_pool(&world, &[0, 1, 2]);
+        let Ok(export) = Export::verify(pool.uuid(), &pieces) else { continue };
+        imported += 1;
+        if argosfs::check::import(&pool, export, clock.clone(), 9, &mut |_, _, _| true).is_err() {
+            continue;
+        }
+        drop(pool);
+        if let Ok(store) = Store::open(open_pool(&world, &[0, 1, 2]), clock.clone(), 10) {
+            let mut findings = Findings::default();
+            let _ = store.view(|view| fsck(view, &Context::default(), &mut findings, &mut |_| {}));
+            let _ = Fs::open(Arc::new(store), Options::default());
+        }
+    }
 }
 
 #[test]

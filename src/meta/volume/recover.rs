@@ -153,7 +153,7 @@ pub fn recover(replicas: &[Arc<Replica>], volume: u64, capacity: u64) -> Result<
         .map(|log| Log { scanned: true, ..log })
         .ok_or_else(|| Error::Unavailable(
                 "no copy of the metadata log holds a checkpoint: bring back missing devices, or make the metadata again with \
-                 `argosfs recover`"
+                 `argosfs recover`, or with `argosfs import-meta` from an export"
                     .into(),
             ))
 }
