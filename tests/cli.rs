@@ -11,6 +11,8 @@ use serde_json::Value;
 mod damage;
 #[path = "cli/fsck.rs"]
 mod fsck;
+#[path = "cli/import.rs"]
+mod import;
 #[path = "cli/inject.rs"]
 mod inject;
 #[path = "cli/linear.rs"]

@@ -10,6 +10,7 @@ mod exit;
 mod export_meta;
 mod fsck;
 mod helper;
+mod import_meta;
 mod log;
 mod mkfs;
 mod mount;
@@ -71,6 +72,8 @@ enum Command {
     Fsck(fsck::Arguments),
     /// Write the whole metadata as canonical JSON with a digest.
     ExportMeta(export_meta::Arguments),
+    /// Make the metadata again from an export, when every copy of it is gone.
+    ImportMeta(import_meta::Arguments),
     /// Make the metadata again from its newest archive and the shards that are newer, when every copy of it is gone.
     Recover(recover::Arguments),
     /// Rehearse failures.
@@ -95,6 +98,7 @@ impl Command {
             Command::Trim(arguments) => trim::run(arguments, output),
             Command::Fsck(arguments) => fsck::run(arguments, output),
             Command::ExportMeta(arguments) => export_meta::run(arguments, output),
+            Command::ImportMeta(arguments) => import_meta::run(arguments, output),
             Command::Recover(arguments) => recover::run(arguments, output),
             Command::Debug(arguments) => debug::run(arguments, output),
             Command::Demo(arguments) => demo::run(arguments, output),
@@ -174,6 +178,7 @@ mod tests {
             "argosfs trim tank",
             "argosfs fsck --data tank",
             "argosfs export-meta tank -o out.json",
+            "argosfs import-meta tank out.json --search /images --force --no-scrub --dry-run",
             "argosfs recover tank --search /images --force --no-scrub",
             "argosfs debug inject tank --device 3 --fault delay=200 --on write --range 1M+4K --one-in 10 --count 5",
             "argosfs debug inject --list",

@@ -3,6 +3,7 @@
 use super::output::Output;
 use super::target::{PoolArguments, Target, open_options};
 use crate::base::{Error, Result};
+use crate::control::locate::Located;
 use crate::control::service;
 
 #[derive(clap::Args, Debug)]
@@ -20,15 +21,7 @@ pub struct Arguments {
 
 /// Recovers, and tells what is whole, what is uncertain and what is lost.
 pub fn run(arguments: &Arguments, output: Output) -> Result<u8> {
-    let located = match arguments.pool.resolve()? {
-        Target::Unmounted(located) => located,
-        Target::Mounted(client) => {
-            return Err(Error::Busy(format!(
-                "pool {} is mounted, so its metadata is there: `argosfs fsck` checks it",
-                client.info().name
-            )));
-        }
-    };
+    let located = not_mounted(&arguments.pool)?;
     let mut follow = output.follow(None);
     let options = open_options(false);
     let (outcome, notes) = service::recover(&located, &options, arguments.force, !arguments.no_scrub, &mut follow)?;
@@ -36,4 +29,15 @@ pub fn run(arguments: &Arguments, output: Output) -> Result<u8> {
     notes.iter().for_each(|note| output.note(note));
     output.answer(&outcome)?;
     Ok(outcome.level)
+}
+
+/// Finds a pool whose metadata is to be made again.
+pub fn not_mounted(pool: &PoolArguments) -> Result<Box<Located>> {
+    match pool.resolve()? {
+        Target::Unmounted(located) => Ok(located),
+        Target::Mounted(client) => Err(Error::Busy(format!(
+            "pool {} is mounted, so its metadata is there: `argosfs fsck` checks it",
+            client.info().name
+        ))),
+    }
 }

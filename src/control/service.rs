@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::open::OpenOptions;
 use super::ops;
-pub use super::ops::{FsckMode, Opening, export_archived, fsck_opened, fsck_unmounted, recover};
+pub use super::ops::{
+    FsckMode, Opening, export_archived, fsck_opened, fsck_unmounted, import, import_dry_run, recover,
+};
 use super::protocol::{Info, Outcome, Request};
 use super::scrub::Scrubber;
 use super::server::{Reply, Service};

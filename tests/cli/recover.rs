@@ -15,7 +15,7 @@ use super::*;
 
 /// What is known of a file from outside.
 #[derive(Debug, PartialEq)]
-struct Seen {
+pub(super) struct Seen {
     mode: u32,
     owner: (u32, u32),
     links: u64,
@@ -62,18 +62,18 @@ fn look(path: &Path, below: &Path, seen: &mut BTreeMap<PathBuf, Seen>) {
     }
 }
 
-fn everything(bench: &Bench) -> BTreeMap<PathBuf, Seen> {
+pub(super) fn everything(bench: &Bench) -> BTreeMap<PathBuf, Seen> {
     let mut seen = BTreeMap::new();
     look(&bench.root.join("mnt"), &bench.root.join("mnt"), &mut seen);
     seen
 }
 
-fn noise(length: usize, seed: u8) -> Vec<u8> {
+pub(super) fn noise(length: usize, seed: u8) -> Vec<u8> {
     (0..length as u64).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8 ^ seed).collect()
 }
 
 /// A file of each kind, and each size that is stored in another way; names that came and went.
-fn make_tree(root: &Path) {
+pub(super) fn make_tree(root: &Path) {
     let write = |name: &str, bytes: &[u8]| fs::write(root.join(name), bytes).expect("writes");
     let mode = |name: &str, mode| {
         fs::set_permissions(root.join(name), fs::Permissions::from_mode(mode)).expect("sets");
@@ -115,7 +115,7 @@ fn make_tree(root: &Path) {
 }
 
 /// Overwrites every copy of the metadata of an unmounted pool: all logs and all chunks. The labels stay.
-fn destroy_metadata(bench: &Bench) {
+pub(super) fn destroy_metadata(bench: &Bench) {
     let located = locate(&Spec::Path(bench.image(0).into()), &[]).expect("finds");
     let options = OpenOptions::new(true, EngineChoice::Auto);
     let state = open_pool(&located, &options).expect("opens").0.state();
@@ -130,6 +130,16 @@ fn destroy_metadata(bench: &Bench) {
     root.replicas.iter().for_each(|replica| overwrite(replica.device, replica.log_block, replica.log_blocks.into()));
     let blocks = u64::from(root.chunk_blocks);
     root.chunks.iter().for_each(|chunk| overwrite(chunk.device, chunk.block, u64::from(chunk.count) * blocks));
+}
+
+/// Kills the daemon of a mounted pool.
+pub(super) fn kill(bench: &Bench) {
+    let daemon = bench.daemon();
+    let process = rustix::process::Pid::from_raw(daemon).expect("a process");
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("kills");
+    wait_until("the daemon is gone", || is_gone(daemon));
+    bench.run(&["umount", "--lazy", &bench.mnt()]);
+    wait_until("the mount is gone", || !bench.is_mounted());
 }
 
 #[test]
@@ -163,15 +173,7 @@ fn p8_a_pool_without_metadata_is_recovered() {
     file.write_all_at(&noise(400_000, 6), 1_000_000).expect("writes");
     drop(file);
     bench.ok(&["sync", &mnt]);
-    let daemon = bench.daemon();
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(daemon).expect("a process"),
-        rustix::process::Signal::KILL,
-    )
-    .expect("kills");
-    wait_until("the daemon is gone", || is_gone(daemon));
-    bench.run(&["umount", "--lazy", &mnt]);
-    wait_until("the mount is gone", || !bench.is_mounted());
+    kill(&bench);
     destroy_metadata(&bench);
     let output = bench.run(&["--json", "recover", &bench.image(0)]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));

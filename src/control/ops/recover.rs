@@ -1,22 +1,24 @@
-//! `recover`: for pools that cannot be opened, so it opens them itself.
+//! `recover` and `import-meta`: for pools that cannot be opened, so they open them themselves.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::maintain;
 use crate::base::{Entropy, Error, Result, SystemEntropy, Timestamp};
-use crate::check::{self, Recovered};
+use crate::check::{self, Export, Origin, Pieces, Recovered, Watch};
 use crate::control::locate::Located;
 use crate::control::open::{OpenOptions, open_pool};
 use crate::control::protocol::{Outcome, Progress};
 use crate::control::server::Reply;
 use crate::control::service::outcome;
+use crate::pool::Pool;
 use crate::store::Store;
 
 /// Files that are named one by one to people; programs are told all.
 const NAMED: usize = 100;
 
-/// Makes the metadata of the pool again, then checks and verifies what came of it. Returns what the user should know, too.
+/// Makes the metadata of the pool again from its newest archive, then checks and verifies what came of it. Returns what the
+/// user should know, too.
 ///
 /// # Errors
 /// [`Error::Usage`] when the metadata can be opened, unless `force`.
@@ -28,15 +30,81 @@ pub fn recover(
     reply: &mut dyn Reply,
 ) -> Result<(Outcome, Vec<String>)> {
     if !force {
-        refuse_if_not_needed(located, options)?;
+        refuse_if_not_needed(located, options, "the newest archive")?;
     }
+    make_again(located, options, scrub, reply, |pool, watch| {
+        check::recover(pool, options.clock.clone(), SystemEntropy.next_u64(), watch)
+    })
+}
+
+/// The same from an export in a file, which is read and verified as a whole before the pool is opened for writing.
+///
+/// # Errors
+/// As [`recover`]; [`Error::Usage`] when the export is of another pool, [`Error::Corrupt`] when it is not what was written.
+pub fn import(
+    located: &Located,
+    options: &OpenOptions,
+    pieces: &Pieces<'_>,
+    force: bool,
+    scrub: bool,
+    reply: &mut dyn Reply,
+) -> Result<(Outcome, Vec<String>)> {
+    let export = verify(located, pieces, reply)?;
+    if !force {
+        refuse_if_not_needed(located, options, "the export")?;
+    }
+    make_again(located, options, scrub, reply, |pool, watch| {
+        check::import(pool, export, options.clock.clone(), SystemEntropy.next_u64(), watch)
+    })
+}
+
+/// Verifies an export, and tells what it is and whether it would be imported. Nothing is changed.
+pub fn import_dry_run(
+    located: &Located,
+    options: &OpenOptions,
+    pieces: &Pieces<'_>,
+    reply: &mut dyn Reply,
+) -> Result<Outcome> {
+    let export = verify(located, pieces, reply)?;
+    let refused = refuse_if_not_needed(located, options, "the export").err().map(|error| error.to_string());
+    let Export { head, summary, stripes, .. } = &export;
+    let mut digest = String::new();
+    crate::format::json::hex(&mut digest, &summary.digest);
+    let mut text = format!(
+        "a whole export of pool {} ({}), transaction {}: {} rows, {stripes} stripes, {} bytes, blake3 {digest}\n",
+        head.name, head.pool, head.txn, summary.rows, summary.bytes
+    );
+    let _ = match &refused {
+        Some(why) => write!(text, "It would not be imported without --force: {why}"),
+        None => write!(text, "It would be imported; nothing was changed."),
+    };
+    let answer = serde_json::json!({
+        "pool": { "name": head.name, "uuid": head.pool.to_string() }, "transaction": head.txn.0, "rows": summary.rows,
+        "stripes": stripes, "bytes": summary.bytes, "blake3": digest, "refused": refused,
+    });
+    outcome(0, &answer, text)
+}
+
+fn verify<'p>(located: &Located, pieces: &'p Pieces<'p>, reply: &mut dyn Reply) -> Result<Export<'p>> {
+    let work = "verifying the export".to_owned();
+    reply.progress(&Progress { work, done: 0, total: 0, unit: "blocks".to_owned() })?;
+    Export::verify(located.uuid, pieces)
+}
+
+fn make_again(
+    located: &Located,
+    options: &OpenOptions,
+    scrub: bool,
+    reply: &mut dyn Reply,
+    how: impl FnOnce(&Arc<Pool>, &mut Watch<'_>) -> Result<Recovered>,
+) -> Result<(Outcome, Vec<String>)> {
     let (pool, mut notes) = open_pool(located, options)?;
     let mut told = Ok(());
     let mut watch = |what: &'static str, done, total| {
         told = reply.progress(&Progress { work: what.to_owned(), done, total, unit: "blocks".to_owned() });
         told.is_ok()
     };
-    let recovered = check::recover(&pool, options.clock.clone(), SystemEntropy.next_u64(), &mut watch)?;
+    let recovered = how(&pool, &mut watch)?;
     told?;
     let store = Store::open(Arc::clone(&pool), options.clock.clone(), SystemEntropy.next_u64())?;
     let verified = match scrub {
@@ -63,14 +131,15 @@ pub fn recover(
     Ok((outcome(level, &answer, text)?, notes))
 }
 
-/// Fails when the metadata can be opened, and when a device that is missing may hold a copy of it.
-fn refuse_if_not_needed(located: &Located, options: &OpenOptions) -> Result<()> {
+/// Fails when the metadata can be opened, and when a device that is missing may hold a copy of it. `from`: what it would be
+/// made again from.
+fn refuse_if_not_needed(located: &Located, options: &OpenOptions, from: &str) -> Result<()> {
     let (pool, _) = open_pool(located, &OpenOptions { read_only: true, ..options.clone() })?;
     let state = pool.state();
     let Err(why) = Store::open(Arc::clone(&pool), options.clock.clone(), SystemEntropy.next_u64()) else {
         return Err(Error::Usage(format!(
             "the metadata of pool {} can be opened: `argosfs fsck` checks it, `argosfs mount` mounts it. With --force it is made \
-             again from the newest archive all the same, and what is newer becomes uncertain",
+             again from {from} all the same, and what is newer becomes uncertain",
             state.label.name
         )));
     };
@@ -87,9 +156,14 @@ fn refuse_if_not_needed(located: &Located, options: &OpenOptions) -> Result<()> 
 
 fn text(recovered: &Recovered) -> String {
     let Recovered { transaction, created, rows, stripes, shards_moved, shards_gone, newer_stripes, .. } = recovered;
-    let made = Timestamp { seconds: *created, nanos: 0 };
-    let mut out =
-        format!("recovered from the archive of {made} (transaction {transaction}): {rows} rows, {stripes} stripes");
+    let mut out = match recovered.source {
+        Origin::Archive => "recovered from the archive".to_owned(),
+        Origin::Export => "recovered from the export".to_owned(),
+    };
+    if let Some(seconds) = *created {
+        let _ = write!(out, " of {}", Timestamp { seconds, nanos: 0 });
+    }
+    let _ = write!(out, " (transaction {transaction}): {rows} rows, {stripes} stripes");
     if shards_moved + shards_gone > 0 {
         let _ = write!(out, "; {shards_moved} shards had moved since, {shards_gone} are gone");
     }
