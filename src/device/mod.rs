@@ -131,9 +131,9 @@ pub trait Engine: Send + Sync {
 
     /// Runs reads that own what they need. With `patience`, those without an answer after that time are left behind, and end
     /// by themselves; an engine that has no way to do so waits.
-    fn read(&self, mut reads: Vec<OwnRead>, patience: Option<Duration>) -> Vec<Answer> {
+    fn read(&self, reads: Vec<OwnRead>, patience: Option<Duration>) -> Vec<Answer> {
         let _ = patience;
-        patience::run_all(&mut reads, |batch| self.run(batch))
+        patience::run_all(reads, |batch| self.run(batch))
     }
 
     /// Its name in status and logs.

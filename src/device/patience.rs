@@ -50,9 +50,9 @@ impl OwnRead {
 }
 
 /// Has all of them run as one batch, and waits for it.
-pub(super) fn run_all(reads: &mut Vec<OwnRead>, run: impl FnOnce(&mut [Request<'_>])) -> Vec<Answer> {
+pub(super) fn run_all(mut reads: Vec<OwnRead>, run: impl FnOnce(&mut [Request<'_>])) -> Vec<Answer> {
     let mut batch: Vec<Request<'_>> = reads.iter_mut().map(OwnRead::request).collect();
     run(&mut batch);
     let results: Vec<Result<()>> = batch.into_iter().map(|request| request.result).collect();
-    reads.drain(..).zip(results).map(|(read, result)| read.answer(result)).collect()
+    reads.into_iter().zip(results).map(|(read, result)| read.answer(result)).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 
-use super::recover::{destroy_metadata, everything, kill, make_tree, noise};
+use super::recover::{assert_all_there, destroy_metadata, filled, kill, noise};
 use super::*;
 
 fn parsed(path: &str) -> Value {
@@ -23,12 +23,8 @@ fn p9_an_export_restores_the_metadata() {
     if !can_mount("p9_an_export_restores_the_metadata") {
         return;
     }
-    let bench = Bench::new("import");
-    bench.mkfs("tank", 6);
+    let (bench, expected) = filled("import");
     let (mnt, root, image) = (bench.mnt(), bench.root.join("mnt"), bench.image(0));
-    bench.ok(&["mount", &image, &mnt]);
-    make_tree(&root);
-    let expected = everything(&bench);
     bench.ok(&["umount", &mnt]);
     let (first, second) = (bench.path("first.json"), bench.path("second.json"));
     bench.ok(&["export-meta", &image, "-o", &first]);
@@ -56,9 +52,7 @@ fn p9_an_export_restores_the_metadata() {
     }
     assert!(bench.ok(&["fsck", "--data", &image]).contains("clean"));
     bench.ok(&["mount", &image, &mnt]);
-    let found = everything(&bench);
-    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
-    expected.iter().for_each(|(path, expected)| assert!(found[path] == *expected, "{} differs", path.display()));
+    assert_all_there(&bench, &expected);
 
     // What was written after an export of the mounted pool: a file without a name, and a version of one with a name. What
     // was removed before it stays so.

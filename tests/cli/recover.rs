@@ -62,7 +62,7 @@ fn look(path: &Path, below: &Path, seen: &mut BTreeMap<PathBuf, Seen>) {
     }
 }
 
-pub(super) fn everything(bench: &Bench) -> BTreeMap<PathBuf, Seen> {
+fn everything(bench: &Bench) -> BTreeMap<PathBuf, Seen> {
     let mut seen = BTreeMap::new();
     look(&bench.root.join("mnt"), &bench.root.join("mnt"), &mut seen);
     seen
@@ -73,7 +73,7 @@ pub(super) fn noise(length: usize, seed: u8) -> Vec<u8> {
 }
 
 /// A file of each kind, and each size that is stored in another way; names that came and went.
-pub(super) fn make_tree(root: &Path) {
+fn make_tree(root: &Path) {
     let write = |name: &str, bytes: &[u8]| fs::write(root.join(name), bytes).expect("writes");
     let mode = |name: &str, mode| {
         fs::set_permissions(root.join(name), fs::Permissions::from_mode(mode)).expect("sets");
@@ -132,6 +132,22 @@ pub(super) fn destroy_metadata(bench: &Bench) {
     root.chunks.iter().for_each(|chunk| overwrite(chunk.device, chunk.block, u64::from(chunk.count) * blocks));
 }
 
+/// A mounted pool of six devices with a tree of everything, and what is to be seen there.
+pub(super) fn filled(name: &str) -> (Bench, BTreeMap<PathBuf, Seen>) {
+    let bench = Bench::new(name);
+    bench.mkfs("tank", 6);
+    bench.ok(&["mount", &bench.image(0), &bench.mnt()]);
+    make_tree(&bench.root.join("mnt"));
+    let seen = everything(&bench);
+    (bench, seen)
+}
+
+pub(super) fn assert_all_there(bench: &Bench, expected: &BTreeMap<PathBuf, Seen>) {
+    let found = everything(bench);
+    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+    expected.iter().for_each(|(path, expected)| assert!(found[path] == *expected, "{} differs", path.display()));
+}
+
 /// Kills the daemon of a mounted pool.
 pub(super) fn kill(bench: &Bench) {
     let daemon = bench.daemon();
@@ -147,13 +163,9 @@ fn p8_a_pool_without_metadata_is_recovered() {
     if !can_mount("p8_a_pool_without_metadata_is_recovered") {
         return;
     }
-    let bench = Bench::new("recover");
-    bench.mkfs("tank", 6);
+    let (bench, expected) = filled("recover");
     let (mnt, root) = (bench.mnt(), bench.root.join("mnt"));
-    bench.ok(&["mount", &bench.image(0), &mnt]);
     assert!(bench.fails(75, &["recover", &mnt]).contains("is mounted"));
-    make_tree(&root);
-    let expected = everything(&bench);
     bench.ok(&["umount", &mnt]);
     assert!(bench.fails(64, &["recover", &bench.image(0)]).contains("can be opened"));
 
@@ -163,9 +175,7 @@ fn p8_a_pool_without_metadata_is_recovered() {
     assert!(said.contains("recovered from the archive") && !said.contains("LOST"), "{said}");
     assert!(bench.ok(&["fsck", "--data", &bench.image(0)]).contains("clean"));
     bench.ok(&["mount", &bench.image(0), &mnt]);
-    let found = everything(&bench);
-    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
-    expected.iter().for_each(|(path, expected)| assert!(found[path] == *expected, "{} differs", path.display()));
+    assert_all_there(&bench, &expected);
 
     // What is newer than the archive: a file without a name, and a version of one with a name.
     fs::write(root.join("newer"), noise(700_000, 5)).expect("writes");

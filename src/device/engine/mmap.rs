@@ -49,10 +49,10 @@ impl Engine for MmapEngine {
         }
     }
 
-    fn read(&self, mut reads: Vec<OwnRead>, patience: Option<Duration>) -> Vec<Answer> {
+    fn read(&self, reads: Vec<OwnRead>, patience: Option<Duration>) -> Vec<Answer> {
         match patience {
             Some(_) => self.rest.read(reads, patience),
-            None => patience::run_all(&mut reads, |batch| self.run(batch)),
+            None => patience::run_all(reads, |batch| self.run(batch)),
         }
     }
 

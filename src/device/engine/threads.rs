@@ -171,10 +171,10 @@ impl Engine for ThreadsEngine {
         }
     }
 
-    fn read(&self, mut reads: Vec<OwnRead>, patience: Option<Duration>) -> Vec<Answer> {
+    fn read(&self, reads: Vec<OwnRead>, patience: Option<Duration>) -> Vec<Answer> {
         match patience {
             Some(patience) => self.errands.read(reads, patience),
-            None => patience::run_all(&mut reads, |batch| self.run(batch)),
+            None => patience::run_all(reads, |batch| self.run(batch)),
         }
     }
 

@@ -132,8 +132,8 @@ impl Engine for UringEngine {
         }
     }
 
-    fn read(&self, mut reads: Vec<OwnRead>, patience: Option<Duration>) -> Vec<Answer> {
-        let Some(patience) = patience else { return patience::run_all(&mut reads, |batch| self.run(batch)) };
+    fn read(&self, reads: Vec<OwnRead>, patience: Option<Duration>) -> Vec<Answer> {
+        let Some(patience) = patience else { return patience::run_all(reads, |batch| self.run(batch)) };
         if reads.iter().any(|read| read.device.raw().is_none()) {
             return self.threads().read(reads, Some(patience));
         }
