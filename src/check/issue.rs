@@ -57,7 +57,9 @@ issues! {
     DirectoryLoop "directory-loop" "a directory cannot be reached from the root";
     OrphanNamed "orphan-named" "an inode that waits for removal has names, or does not exist";
     XattrInodeMissing "xattr-inode-missing" "an extended attribute belongs to no inode";
+    XattrNameInvalid "xattr-name-invalid" "an extended attribute has a name that nobody can ask for";
     XattrPiecesWrong "xattr-pieces-wrong" "the pieces of an extended attribute are not whole";
+    AclInvalid "acl-invalid" "an access control list cannot be read";
     XattrFlagWrong "xattr-flag-wrong" "an inode's mark for extended attributes is wrong";
 
     ExtentInodeMissing "extent-inode-missing" "content belongs to no inode, or to one that cannot have any";

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::base::clock::SteppingClock;
 use crate::base::{BlockNo, DeviceId, Incarnation, Ino, Result, StripeId, Timestamp, TxnId, Uuid};
+use crate::format::acl::AclKind;
 use crate::format::intent::Intent;
 use crate::format::rows::*;
 use crate::format::table::*;
@@ -103,6 +104,19 @@ fn device_row(used_blocks: u64) -> DeviceRow {
     }
 }
 
+/// An access control list in the kernel's form, with a named user.
+fn acl() -> Vec<u8> {
+    let mut bytes = vec![2, 0, 0, 0];
+    for (tag, permissions, id) in
+        [(1u16, 6u16, u32::MAX), (2, 7, 1000), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 4, u32::MAX)]
+    {
+        bytes.extend_from_slice(&tag.to_le_bytes());
+        bytes.extend_from_slice(&permissions.to_le_bytes());
+        bytes.extend_from_slice(&id.to_le_bytes());
+    }
+    bytes
+}
+
 fn lay_out(tx: &mut Tx<'_>) -> Result<()> {
     tx.put::<Inodes>(&Ino::ROOT, &InodeRow { parent: Ino::ROOT, entries: 3, ..inode(0o040_755, 3) })?;
     tx.put::<Inodes>(&DIR, &InodeRow { parent: Ino::ROOT, ..inode(0o040_755, 2) })?;
@@ -114,6 +128,9 @@ fn lay_out(tx: &mut Tx<'_>) -> Result<()> {
     dentry(tx, Ino::ROOT, b"d", DIR, 4)?;
     dentry(tx, Ino::ROOT, b"f\xff", FILE, 8)?;
     dentry(tx, Ino::ROOT, b"link", LINK, 10)?;
+    let value = acl();
+    let row = XattrRow { total: value.len() as u32, birth: TxnId(1), value };
+    tx.put::<Xattrs>(&XattrKey { ino: FILE, name: AclKind::Access.name().to_vec(), piece: 0 }, &row)?;
     tx.put::<Extents>(&ExtentKey { ino: FILE, offset: 0 }, &file_extent())?;
     tx.put::<Extents>(&ExtentKey { ino: LINK, offset: 0 }, &extent(6, ExtentBody::Inline(b"target".to_vec())))?;
     for (piece, length) in [(0, 1000), (1, 500)] {
@@ -226,12 +243,27 @@ const DAMAGES: &[(Issue, Damage)] = &[
         let row = XattrRow { total: 1, birth: TxnId(1), value: vec![1] };
         tx.put::<Xattrs>(&XattrKey { ino: Ino(77), name: b"user.b".to_vec(), piece: 0 }, &row)
     }),
+    (Issue::XattrNameInvalid, |tx| {
+        let row = XattrRow { total: 1, birth: TxnId(1), value: vec![1] };
+        tx.put::<Xattrs>(&XattrKey { ino: FILE, name: b"other.a".to_vec(), piece: 0 }, &row)
+    }),
+    (Issue::XattrNameInvalid, |tx| {
+        // The only one of its inode, which then has none.
+        tx.put::<Inodes>(&ORPHAN, &InodeRow { flags: FLAG_XATTRS, ..inode(0o100_600, 0) })?;
+        let row = XattrRow { total: 1, birth: TxnId(1), value: vec![1] };
+        tx.put::<Xattrs>(&XattrKey { ino: ORPHAN, name: b"user.".to_vec(), piece: 0 }, &row)
+    }),
     (Issue::XattrPiecesWrong, |tx| {
         tx.delete::<Xattrs>(&XattrKey { ino: FILE, name: b"user.a".to_vec(), piece: 0 }).map(drop)
     }),
     (Issue::XattrPiecesWrong, |tx| {
         let row = XattrRow { total: 1500, birth: TxnId(1), value: vec![1; 499] };
         tx.put::<Xattrs>(&XattrKey { ino: FILE, name: b"user.a".to_vec(), piece: 1 }, &row)
+    }),
+    (Issue::AclInvalid, |tx| {
+        let row = XattrRow { total: 4, birth: TxnId(1), value: vec![3, 0, 0, 0] };
+        tx.put::<Inodes>(&DIR, &InodeRow { parent: Ino::ROOT, flags: FLAG_XATTRS, ..inode(0o040_755, 2) })?;
+        tx.put::<Xattrs>(&XattrKey { ino: DIR, name: b"system.posix_acl_default".to_vec(), piece: 0 }, &row)
     }),
     (Issue::XattrFlagWrong, |tx| tx.put::<Inodes>(&ORPHAN, &InodeRow { flags: FLAG_XATTRS, ..inode(0o100_600, 0) })),
     (Issue::ExtentInodeMissing, |tx| {

@@ -8,8 +8,12 @@ use super::plan::{Field, Fix, INO_END};
 use super::scan;
 use crate::base::file::{FILE_SIZE_MAX, FileType, NAME_MAX, S_IFMT, XATTR_SIZE_MAX};
 use crate::base::{Ino, Result};
-use crate::format::rows::{ConfigKey, Counter, DentryKey, ExtentKey, FLAG_XATTRS, InodeRow, XATTR_PIECE, XattrKey};
+use crate::format::acl::Acl;
+use crate::format::rows::{
+    ConfigKey, Counter, DentryKey, ExtentKey, FLAG_XATTRS, InodeRow, XATTR_PIECE, XattrKey, XattrRow,
+};
 use crate::format::table::{Config, Dentries, Extents, Inodes, Orphans, Xattrs};
+use crate::format::xattr::Namespace;
 use crate::meta::names::{FIRST_COOKIE, NAME_KEY, NameHasher, SEQUENCE_BITS};
 use crate::meta::{Reader, Visit};
 
@@ -254,23 +258,39 @@ struct Attribute {
     ino: Ino,
     name: Vec<u8>,
     total: u32,
-    pieces: u16,
-    bytes: u64,
+    /// More than there are numbers for when all of them are taken.
+    pieces: u32,
+    bytes: usize,
     whole: bool,
+    /// The value of an ACL.
+    acl: Option<Vec<u8>>,
 }
 
 impl Attribute {
+    fn new(ino: Ino, name: Vec<u8>, total: u32) -> Attribute {
+        let acl = matches!(Namespace::of(&name), Ok(Namespace::Acl(_))).then(Vec::new);
+        Attribute { ino, name, total, pieces: 0, bytes: 0, whole: true, acl }
+    }
+
+    fn add(&mut self, piece: u16, row: &XattrRow) {
+        self.whole &= self.pieces == u32::from(piece) && self.total == row.total;
+        self.pieces += 1;
+        self.bytes += row.value.len();
+        if let Some(acl) = self.acl.as_mut().filter(|_| self.bytes <= XATTR_SIZE_MAX) {
+            acl.extend_from_slice(&row.value);
+        }
+    }
+
     fn finish(self, findings: &mut Findings) {
-        let pieces = (self.total as usize).div_ceil(XATTR_PIECE).max(1);
-        let whole = self.whole
-            && self.bytes == u64::from(self.total)
-            && self.total as usize <= XATTR_SIZE_MAX
-            && usize::from(self.pieces) == pieces;
-        let show = || format!("{} of inode {}", shown(&self.name), self.ino);
-        findings.expect_or(whole, Issue::XattrPiecesWrong, show, || Fix::DropXattr {
-            ino: self.ino,
-            name: self.name.clone(),
-        });
+        let Attribute { ino, name, total, pieces, bytes, whole, acl } = self;
+        let total = total as usize;
+        let whole =
+            whole && bytes == total && total <= XATTR_SIZE_MAX && pieces as usize == total.div_ceil(XATTR_PIECE).max(1);
+        let show = || format!("{} of inode {ino}", shown(&name));
+        let drop = || Fix::DropXattr { ino, name: name.clone() };
+        findings.expect_or(whole, Issue::XattrPiecesWrong, show, drop);
+        let fine = !whole || acl.is_none_or(|acl| Acl::parse(&acl).is_ok());
+        findings.expect_or(fine, Issue::AclInvalid, show, drop);
     }
 }
 
@@ -278,23 +298,20 @@ fn xattrs(reader: &impl Reader, tree: &mut Tree, findings: &mut Findings) -> Res
     let mut open: Option<Attribute> = None;
     scan::rows::<Xattrs>(reader, |XattrKey { ino, name, piece }, row| {
         if open.as_ref().is_none_or(|attribute| attribute.ino != ino || attribute.name != name) {
+            let fine = Namespace::of(&name).is_ok();
+            let show = || format!("{} of inode {ino}", shown(&name));
+            let drop = || Fix::DropXattr { ino, name: name.clone() };
+            findings.expect_or(fine, Issue::XattrNameInvalid, show, drop);
             match tree.node(ino) {
                 Some(node) => node.has_xattrs = true,
-                None => findings.mend(
-                    Issue::XattrInodeMissing,
-                    || format!("{} of inode {ino}", shown(&name)),
-                    || Fix::DropXattr { ino, name: name.clone() },
-                ),
+                None => findings.mend(Issue::XattrInodeMissing, show, drop),
             }
-            let next = Attribute { ino, name, total: row.total, pieces: 0, bytes: 0, whole: true };
-            if let Some(last) = open.replace(next) {
+            if let Some(last) = open.replace(Attribute::new(ino, name, row.total)) {
                 last.finish(findings);
             }
         }
         if let Some(attribute) = &mut open {
-            attribute.whole &= attribute.pieces == piece && attribute.total == row.total;
-            attribute.pieces += 1;
-            attribute.bytes += row.value.len() as u64;
+            attribute.add(piece, &row);
         }
         Ok(())
     })?;

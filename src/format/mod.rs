@@ -3,6 +3,7 @@
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
+pub mod acl;
 pub mod archive;
 pub mod export;
 pub mod import;
@@ -15,3 +16,4 @@ pub mod record;
 pub mod rows;
 pub mod shard;
 pub mod table;
+pub mod xattr;

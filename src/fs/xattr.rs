@@ -9,10 +9,12 @@ use std::ops::Bound;
 
 use super::change::{Change, Slot};
 use super::{Fs, acl, attr};
-use crate::base::file::{Caller, FileType, XATTR_NAME_MAX, XATTR_SIZE_MAX, XattrSet};
+use crate::base::file::{Caller, FileType, XATTR_SIZE_MAX, XattrSet};
 use crate::base::{Error, Ino, Result};
+use crate::format::acl::AclKind;
 use crate::format::rows::{FLAG_XATTRS, InodeRow, JournalOp, XATTR_PIECE, XattrKey, XattrRow};
 use crate::format::table::Xattrs;
+use crate::format::xattr::Namespace;
 use crate::meta::{Reader, Visit};
 
 /// File capabilities; gone whenever content or owner change.
@@ -21,35 +23,6 @@ pub const CAPABILITY: &[u8] = b"security.capability";
 /// All names of an inode with their NULs fit one answer.
 const LIST_MAX: usize = 65536;
 
-/// What an attribute's name begins with decides who may see it and what it may be put on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Namespace {
-    User,
-    Trusted,
-    Security,
-    Acl(acl::Which),
-}
-
-fn namespace(name: &[u8]) -> Result<Namespace> {
-    if name.len() > XATTR_NAME_MAX {
-        return Err(Error::Range);
-    }
-    if name.contains(&0) {
-        return Err(Error::Invalid("an attribute's name holds a NUL"));
-    }
-    if let Some(which) = acl::Which::of_name(name) {
-        return Ok(Namespace::Acl(which));
-    }
-    for (prefix, space) in
-        [(&b"user."[..], Namespace::User), (b"trusted.", Namespace::Trusted), (b"security.", Namespace::Security)]
-    {
-        if let Some(rest) = name.strip_prefix(prefix) {
-            return if rest.is_empty() { Err(Error::Invalid("an attribute needs a name")) } else { Ok(space) };
-        }
-    }
-    Err(Error::Unsupported)
-}
-
 /// Whether attributes of this namespace may be set on the inode.
 fn check_settable(space: Namespace, row: &InodeRow) -> Result<()> {
     attr::check_changeable(row, false)?;
@@ -57,7 +30,7 @@ fn check_settable(space: Namespace, row: &InodeRow) -> Result<()> {
         (Namespace::User, FileType::Regular | FileType::Directory) => Ok(()),
         (Namespace::User, _) => Err(Error::NotPermitted),
         (Namespace::Acl(_), FileType::Symlink) => Err(Error::Unsupported),
-        (Namespace::Acl(acl::Which::Default), kind) if kind != FileType::Directory => Err(Error::Access),
+        (Namespace::Acl(AclKind::Default), kind) if kind != FileType::Directory => Err(Error::Access),
         _ => Ok(()),
     }
 }
@@ -67,7 +40,7 @@ impl Fs {
     pub fn get_xattr(&self, _caller: &Caller, node: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let ino = self.inner(node)?;
         let row = self.shown(ino)?;
-        namespace(name)?;
+        Namespace::of(name)?;
         if row.flags & FLAG_XATTRS == 0 {
             return Err(Error::NoAttribute);
         }
@@ -86,7 +59,7 @@ impl Fs {
             names(view, ino, |name| {
                 // Of what nobody can ask for it would be no use to tell.
                 let seen = caller.uid == 0 || !name.starts_with(b"trusted.");
-                if seen && namespace(name).is_ok() {
+                if seen && Namespace::of(name).is_ok() {
                     list.extend_from_slice(name);
                     list.push(0);
                 }
@@ -106,7 +79,7 @@ impl Fs {
         kill_sgid: bool,
     ) -> Result<()> {
         let ino = self.inner(node)?;
-        let space = namespace(name)?;
+        let space = Namespace::of(name)?;
         if value.len() > XATTR_SIZE_MAX {
             return Err(Error::TooBig);
         }
@@ -122,7 +95,7 @@ impl Fs {
             }
             room?;
             match space {
-                Namespace::Acl(which) => acl::set(change, slot, which, value, kill_sgid)?,
+                Namespace::Acl(kind) => acl::set(change, slot, kind, value, kill_sgid)?,
                 _ => put(change, slot, name, value)?,
             }
             let now = change.now();
@@ -135,7 +108,7 @@ impl Fs {
     /// Removes an extended attribute.
     pub fn remove_xattr(&self, caller: &Caller, node: Ino, name: &[u8]) -> Result<()> {
         let ino = self.inner(node)?;
-        let space = namespace(name)?;
+        let space = Namespace::of(name)?;
         self.mutate(|change| {
             let slot = change.load(ino)?;
             attr::check_changeable(change.row(slot), false)?;
