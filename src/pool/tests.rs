@@ -7,7 +7,7 @@ use super::*;
 use crate::base::{Prng, Uuid};
 use crate::device::InlineEngine;
 use crate::device::sim::{Fault, On, SimWorld};
-use crate::format::label::{ChunkRun, LABEL_SLOT, Label, MemberState, MetaRoot, label_offsets};
+use crate::format::label::{ChunkRun, GroupLayout, LABEL_SLOT, Label, MemberState, MetaRoot, label_offsets};
 
 const SIZE: u64 = 16 << 20;
 
@@ -537,24 +537,53 @@ fn a_replacement_on_the_same_hardware_is_independent_when_a_stripe_needs_it() {
     assert_ne!(domain(DeviceId(0)), domain(new));
 }
 
+/// Makes all labels of a device say something else.
+fn relabel(world: &SimWorld, device: usize, change: impl FnOnce(&mut Label)) {
+    let mut slot = vec![0; LABEL_SLOT];
+    world.snapshot(device).read(0, &mut slot);
+    let mut label = Label::decode(&slot).unwrap();
+    change(&mut label);
+    let slot = label.encode().unwrap();
+    for copy in 0..4 {
+        world.device(device).write_at(slot_range(world, device, copy).start, &[&slot]).unwrap();
+    }
+}
+
 /// What it says would go to all labels otherwise, and no label may name its own device as it is not.
 #[test]
 fn a_label_with_another_size_for_somebody_else_costs_no_member() {
     let world = SimWorld::new(22, 3, SIZE);
     drop(format(&world, 2, 1));
-    let mut slot = vec![0; LABEL_SLOT];
-    world.snapshot(2).read(0, &mut slot);
-    let mut label = Label::decode(&slot).unwrap();
-    label.pool.members[1].size += 1 << 20;
-    let slot = label.encode().unwrap();
-    for copy in 0..4 {
-        world.device(2).write_at(slot_range(&world, 2, copy).start, &[&slot]).unwrap();
-    }
+    relabel(&world, 2, |label| label.pool.members[1].size += 1 << 20);
     for _ in 0..2 {
         let pool = open(&world, &[0, 1, 2]).unwrap();
         assert_eq!(states(&pool), [MemberState::Active; 3]);
         assert!(pool.state().label.members.iter().all(|entry| entry.size == SIZE));
     }
+}
+
+/// It is sound by what it says itself about a larger device.
+#[test]
+fn metadata_beyond_the_end_of_the_device_it_is_on_is_refused() {
+    let world = SimWorld::new(23, 3, SIZE);
+    drop(format(&world, 2, 1));
+    let larger = GroupLayout::for_size(2 * SIZE).unwrap();
+    relabel(&world, 2, |label| {
+        (label.pool.members[1].size, label.pool.members[1].layout) = (2 * SIZE, larger);
+        label.pool.meta.chunk_blocks = 4;
+        label.pool.meta.chunks.push(ChunkRun { device: 1, chunk: 0, count: 1, block: larger.blocks });
+        label.pool.sequence += 2;
+    });
+    for devices in [&[0, 1, 2][..], &[1, 2]] {
+        let text = open(&world, devices).err().unwrap().to_string();
+        assert!(text.contains("labels contradict each other: its metadata lies outside"), "{text}");
+    }
+    // Without the one it is about, nothing is known to be wrong; and without the one that says it.
+    assert!(open_as(&world, &[0, 2], true, 1).is_ok());
+    assert_eq!(
+        states(&open(&world, &[0, 1]).unwrap()),
+        [MemberState::Active, MemberState::Active, MemberState::Missing]
+    );
 }
 
 /// Labels that are whole and say anything at all: opening the pool answers, one way or the other.
