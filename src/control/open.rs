@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::locate::Located;
 use crate::base::{Clock, Entropy, Error, Result, SystemClock, SystemEntropy};
@@ -84,6 +85,25 @@ pub fn open_device(path: &Path, options: &OpenOptions) -> Result<Arc<dyn Device>
         return Ok(device);
     }
     Ok(Arc::new(Injected::new(device, Arc::clone(&options.faults), Arc::clone(&options.clock))))
+}
+
+/// How long a device that was left out may take to answer what was asked of it before, until it can be opened again.
+const RELEASE: Duration = Duration::from_secs(10);
+
+/// Opens a device that may have been a member a moment ago: requests that are under way keep it in use until they end.
+pub fn when_released<T>(mut open: impl FnMut() -> Result<T>) -> Result<T> {
+    let began = Instant::now();
+    loop {
+        match open() {
+            Err(Error::Busy(_)) if began.elapsed() < RELEASE => std::thread::sleep(Duration::from_millis(20)),
+            Err(Error::Busy(why)) => {
+                return Err(Error::Busy(format!(
+                    "{why}; if the pool itself had it, wait until it has answered everything, and try again"
+                )));
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// An absolute path for a device that may have to be found again from elsewhere.

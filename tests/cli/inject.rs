@@ -1,5 +1,7 @@
 //! `argosfs debug inject`: a rehearsal of failures on image files.
 
+use argosfs::device::file;
+
 use super::*;
 
 #[test]
@@ -54,7 +56,18 @@ fn failures_can_be_rehearsed() {
     let status = bench.run(&["status", &mnt]);
     assert!(status.status.code() == Some(1) && text(&status.stdout).contains("d3) failed"), "{}", text(&status.stdout));
     assert!(read("d").expect("reads") == content);
+    // What was asked of it before may keep it in use for a while.
+    let mut held = None;
+    wait_until("the device to be released", || {
+        held = file::open(Path::new(&images[3]), &file::OpenOptions::default()).ok();
+        held.is_some()
+    });
+    let holder = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(1));
+        drop(held);
+    });
     let rebuilt = bench.run(&["rebuild", &mnt]);
+    holder.join().expect("lets go");
     assert!(rebuilt.status.success(), "{}", text(&rebuilt.stdout));
     bench.ok(&["scrub", &mnt]);
     assert!(bench.ok(&["status", &mnt]).contains("HEALTHY"));

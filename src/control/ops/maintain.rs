@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Result};
 use crate::control::locate::{Spec, locate};
-use crate::control::open::open_device;
+use crate::control::open::{open_device, when_released};
 use crate::control::protocol::{Outcome, ScrubAction};
 use crate::control::server::Reply;
 use crate::control::service::{PoolService, outcome};
@@ -85,7 +85,7 @@ fn take_back(service: &PoolService) -> Vec<String> {
         Err(error) => return vec![error.to_string()],
     };
     let back = located.paths.iter().filter(|path| !present.iter().any(|name| Path::new(name) == *path));
-    let take = |path: &Path| service.store.take_back(open_device(path, &service.options)?);
+    let take = |path: &Path| service.store.take_back(when_released(|| open_device(path, &service.options))?);
     let said = |path: &PathBuf| match take(path) {
         Ok(id) => format!("{} is back as device {id}", path.display()),
         Err(error) => format!("{} is left out: {error}", path.display()),

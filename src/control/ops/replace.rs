@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::maintain;
 use crate::base::{Bytes, DeviceId, Error, Result, Uuid};
-use crate::control::open::absolute;
+use crate::control::open::{absolute, when_released};
 use crate::control::protocol::Outcome;
 use crate::control::server::Reply;
 use crate::control::service::{PoolService, outcome};
@@ -20,15 +20,13 @@ pub fn replace(service: &PoolService, old: &str, new: &str, force: bool, reply: 
     let member = state.member(id).ok_or(Error::NotFound)?;
     let path = absolute(Path::new(new))?;
     let ticket = service.work.begin("replacement of a device", "stripes")?;
-    let device = file::open(
-        &path,
-        &file::OpenOptions {
-            engine: service.options.engine,
-            clock: Arc::clone(&service.options.clock),
-            create_size: wanted_size(&path, member.size)?,
-            ..file::OpenOptions::default()
-        },
-    )?;
+    let options = file::OpenOptions {
+        engine: service.options.engine,
+        clock: Arc::clone(&service.options.clock),
+        create_size: wanted_size(&path, member.size)?,
+        ..file::OpenOptions::default()
+    };
+    let device = when_released(|| file::open(&path, &options))?;
     let progress = service.store.replace(id, device, force, &mut |progress| {
         // Half a replacement is worse than one that nobody watches.
         let _ = ticket.advance(progress.stripes, 0, reply);
