@@ -32,5 +32,5 @@ pub use fsck::{Context, PASSES, Progress, Report, fsck};
 pub use issue::{Finding, Findings, Issue};
 pub use paths::{names, paths, paths_of_stripes};
 pub use plan::{Action, Plan};
-pub use recover::{Affected, Origin, Recovered, Watch, import, recover};
+pub use recover::{Affected, Old, Origin, Recovered, Watch, import, recover};
 pub use source::{Export, Pieces};

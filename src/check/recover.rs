@@ -24,7 +24,7 @@ use crate::meta::{Meta, Reader, View, Visit};
 use crate::pool::Pool;
 use crate::store::PoolMembership;
 use crate::store::archive::is_archived;
-use crate::store::recover::{Bitmaps, FoundShard, Newer, Older, Recovery, find_shards, put_row};
+use crate::store::recover::{Bitmaps, FoundShard, Newer, Older, Places, Recovery, find_shards, put_row};
 
 /// A file, and how many of its bytes are meant.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -66,6 +66,15 @@ pub struct Recovered {
     pub unreadable_blocks: u64,
 }
 
+/// What the metadata is worth that the labels name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Old {
+    /// It can be opened: it is not touched before there is something in its place.
+    Opens,
+    /// It may be overwritten where there is no room beside it.
+    Useless,
+}
+
 /// Tells what is being done, and how far it is in blocks; says whether to go on.
 pub type Watch<'w> = dyn FnMut(&'static str, u64, u64) -> bool + 'w;
 
@@ -74,9 +83,15 @@ pub type Watch<'w> = dyn FnMut(&'static str, u64, u64) -> bool + 'w;
 ///
 /// # Errors
 /// [`Error::Unavailable`] when there is no archive that can be read.
-pub fn recover(pool: &Arc<Pool>, clock: Arc<dyn Clock>, salt: u64, watch: &mut Watch<'_>) -> Result<Recovered> {
+pub fn recover(
+    pool: &Arc<Pool>,
+    old: Old,
+    clock: Arc<dyn Clock>,
+    salt: u64,
+    watch: &mut Watch<'_>,
+) -> Result<Recovered> {
     go_on(watch, "reading the archive", 0, 0)?;
-    make_again(pool, &Basis::newest_archive(pool)?, clock, salt, watch)
+    make_again(pool, &Basis::newest_archive(pool)?, old, clock, salt, watch)
 }
 
 /// The same from an export of this pool. Content that was written after it is taken up as [`recover`] does it; what was being
@@ -84,11 +99,12 @@ pub fn recover(pool: &Arc<Pool>, clock: Arc<dyn Clock>, salt: u64, watch: &mut W
 pub fn import(
     pool: &Arc<Pool>,
     export: Export<'_>,
+    old: Old,
     clock: Arc<dyn Clock>,
     salt: u64,
     watch: &mut Watch<'_>,
 ) -> Result<Recovered> {
-    make_again(pool, &Basis::of_export(pool, export)?, clock, salt, watch)
+    make_again(pool, &Basis::of_export(pool, export)?, old, clock, salt, watch)
 }
 
 fn go_on(watch: &mut Watch<'_>, what: &'static str, done: u64, total: u64) -> Result<()> {
@@ -101,37 +117,54 @@ fn go_on(watch: &mut Watch<'_>, what: &'static str, done: u64, total: u64) -> Re
 fn make_again(
     pool: &Arc<Pool>,
     basis: &Basis<'_>,
+    old: Old,
     clock: Arc<dyn Clock>,
     salt: u64,
     watch: &mut Watch<'_>,
 ) -> Result<Recovered> {
     let mut go_on = |what, done, total| go_on(watch, what, done, total);
-    let (horizon, bitmaps) = (basis.horizon, &basis.bitmaps);
-    let wanted = |found: &FoundShard| {
-        !is_archived(found.stripe) && (horizon.is_newer(found) || !bitmaps.is_used(found.device, found.block))
-    };
+    let (horizon, places) = (basis.horizon, &basis.places);
+    let wanted = |found: &FoundShard| !is_archived(found.stripe) && (horizon.is_newer(found) || !places.has(found));
     let search = find_shards(pool, &wanted, &mut |done, total| go_on("looking for newer shards", done, total).is_ok())?;
     go_on("reading the rows again", 0, 0)?;
     let (newer, moved) = basis.sort(search.shards)?;
 
     let mut keep = newer.clone();
     keep.extend(&moved);
-    let recovery = Recovery::begin(pool, clock, salt, &basis.bitmaps, &keep)?;
-    go_on("storing the rows", 0, 0)?;
-    let rows = basis.load(&recovery, &newer)?;
-    go_on("looking after the stripes", 0, 0)?;
-    let older = recovery.settle_older(&newer, &moved)?;
-    go_on("taking up newer content", 0, 0)?;
-    let newer = recovery.settle_newer(&newer, basis.horizon.txn)?;
-    let operation = JournalOp::Recover { archive: basis.horizon.txn.0, stripes: newer.stripes };
-    recovery.meta().transact(|tx| tx.journal(0, operation))?;
-    if !newer.made.is_empty() {
-        go_on("naming what has no name", 0, 0)?;
-        name_all(recovery.meta(), salt)?;
+    let mut fill = |recovery: &Recovery| {
+        go_on("storing the rows", 0, 0)?;
+        let rows = basis.load(recovery, &newer)?;
+        go_on("looking after the stripes", 0, 0)?;
+        let older = recovery.settle_older(&newer, &moved)?;
+        go_on("taking up newer content", 0, 0)?;
+        let newer = recovery.settle_newer(&newer, basis.horizon.txn)?;
+        let operation = JournalOp::Recover { archive: basis.horizon.txn.0, stripes: newer.stripes };
+        recovery.meta().transact(|tx| tx.journal(0, operation))?;
+        if !newer.made.is_empty() {
+            go_on("naming what has no name", 0, 0)?;
+            name_all(recovery.meta(), salt)?;
+        }
+        recovery.meta().view(|view| basis.report(view, rows, &older, &newer, search.unreadable))
+    };
+    let mut attempt = |over_old| {
+        let recovery = Recovery::begin(pool, clock.clone(), salt, &basis.bitmaps, &keep, over_old)?;
+        match fill(&recovery) {
+            Ok(recovered) => recovery.finish().map(|()| recovered),
+            Err(_) if recovery.lacks_space() => Err(Error::NoSpace),
+            Err(error) => Err(error),
+        }
+    };
+    match attempt(false) {
+        Err(Error::NoSpace) if old == Old::Useless => {
+            pool.note("there is no room beside what is left of the old metadata: it is overwritten".to_owned());
+            attempt(true)
+        }
+        Err(Error::NoSpace) => Err(Error::Unavailable(format!(
+            "there is no room in pool {} beside the metadata that it has, which can be opened and so is not overwritten",
+            pool.state().label.name
+        ))),
+        recovered => recovered,
     }
-    let recovered = recovery.meta().view(|view| basis.report(view, rows, &older, &newer, search.unreadable))?;
-    recovery.finish()?;
-    Ok(recovered)
 }
 
 /// Rounds of repairs at most; naming takes a few.
@@ -154,7 +187,8 @@ fn name_all(meta: &Meta, salt: u64) -> Result<()> {
 struct Basis<'s> {
     source: Source<'s>,
     horizon: Horizon,
-    bitmaps: Bitmaps,
+    bitmaps: Arc<Bitmaps>,
+    places: Places,
     /// The newest transaction that the labels know of.
     labelled: TxnId,
 }
@@ -167,11 +201,12 @@ impl<'s> Basis<'s> {
         for archive in &state.label.archives {
             let media = PoolMembership(Arc::clone(pool));
             let mut horizon = None;
-            let mut bitmaps = Bitmaps::default();
+            let (mut bitmaps, mut places) = (Bitmaps::default(), Places::default());
             let read = read_archive(&media, state.label.uuid, archive, &mut |item| {
                 match item {
                     Item::Head(head) => horizon = Some(Horizon::from(&head)),
                     Item::Row { table: Groups::ID, key, row } => bitmaps.add(Key::decode(key)?, Row::decode(row)?),
+                    Item::Row { table: Stripes::ID, key, row } => places.add(Key::decode(key)?, &Row::decode(row)?),
                     Item::Row { .. } => {}
                 }
                 Ok(())
@@ -179,7 +214,7 @@ impl<'s> Basis<'s> {
             match (read, horizon) {
                 (Ok(()), Some(horizon)) => {
                     let source = Source::Archive { media, pool: state.label.uuid, archive: archive.clone() };
-                    return Ok(Basis { source, horizon, bitmaps, labelled: labelled(pool) });
+                    return Ok(Basis::new(pool, source, horizon, bitmaps, places));
                 }
                 (Ok(()), None) => why = "one of them is empty".to_owned(),
                 (Err(error), _) => {
@@ -199,9 +234,14 @@ impl<'s> Basis<'s> {
         if export.head.pool != pool.uuid() {
             return Err(Error::Usage("this is an export of another pool".to_owned()));
         }
-        let bitmaps = std::mem::take(&mut export.bitmaps);
+        let (bitmaps, places) = (std::mem::take(&mut export.bitmaps), std::mem::take(&mut export.places));
         let horizon = Horizon::from(&export);
-        Ok(Basis { source: Source::Export(export), horizon, bitmaps, labelled: labelled(pool) })
+        Ok(Basis::new(pool, Source::Export(export), horizon, bitmaps, places))
+    }
+
+    fn new(pool: &Pool, source: Source<'s>, horizon: Horizon, bitmaps: Bitmaps, mut places: Places) -> Basis<'s> {
+        places.sort();
+        Basis { source, horizon, bitmaps: Arc::new(bitmaps), places, labelled: labelled(pool) }
     }
 
     /// Tells the shards that are newer than the source from those of its stripes that were moved. What remains lay free when

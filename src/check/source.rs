@@ -10,7 +10,7 @@ use crate::format::label::Archive;
 use crate::format::record::{Key, Row};
 use crate::format::table::{Groups, Stripes, Table};
 use crate::store::PoolMembership;
-use crate::store::recover::{Bitmaps, FoundShard};
+use crate::store::recover::{Bitmaps, FoundShard, Places};
 
 /// Takes table, key and row.
 type Visit<'v> = dyn FnMut(u8, &[u8], &[u8]) -> Result<()> + 'v;
@@ -27,6 +27,7 @@ pub struct Export<'p> {
     /// One above the highest stripe in it.
     first_stripe: StripeId,
     pub(super) bitmaps: Bitmaps,
+    pub(super) places: Places,
 }
 
 impl<'p> Export<'p> {
@@ -36,7 +37,7 @@ impl<'p> Export<'p> {
     /// [`Error::Usage`] when it is of another pool, [`Error::Corrupt`] when it is not what was written.
     pub fn verify(pool: Uuid, pieces: &'p Pieces<'p>) -> Result<Export<'p>> {
         let (mut head, mut stripes, mut first_stripe) = (None, 0, StripeId(0));
-        let mut bitmaps = Bitmaps::default();
+        let (mut bitmaps, mut places) = (Bitmaps::default(), Places::default());
         let summary = decode(pieces, &mut |item| {
             match item {
                 import::Item::Head(found) if found.pool != pool => {
@@ -47,16 +48,18 @@ impl<'p> Export<'p> {
                 }
                 import::Item::Head(found) => head = Some(found.clone()),
                 import::Item::Row { table: Groups::ID, key, row } => bitmaps.add(Key::decode(key)?, Row::decode(row)?),
-                import::Item::Row { table: Stripes::ID, key, .. } => {
+                import::Item::Row { table: Stripes::ID, key, row } => {
                     stripes += 1;
-                    first_stripe = StripeId(StripeId::decode(key)?.0.saturating_add(1));
+                    let id = StripeId::decode(key)?;
+                    first_stripe = StripeId(id.0.saturating_add(1));
+                    places.add(id, &Row::decode(row)?);
                 }
                 import::Item::Row { .. } => {}
             }
             Ok(())
         })?;
         let head = head.ok_or_else(|| Error::corrupt("an export has no head"))?;
-        Ok(Export { pieces, head, summary, stripes, first_stripe, bitmaps })
+        Ok(Export { pieces, head, summary, stripes, first_stripe, bitmaps, places })
     }
 
     fn read(&self, visit: &mut Visit<'_>) -> Result<()> {

@@ -2,9 +2,14 @@
 
 use super::Store;
 use super::commit::{ContentWrite, Inline, SharedBytes};
+use super::extents::{self, Ledger};
+use super::lock;
 use super::open_tests::{format, open};
-use crate::base::{DeviceId, Error, Ino, Prng, Result};
+use crate::base::{DeviceId, Error, Ino, Prng, Result, StripeId};
 use crate::device::sim::{Fault, On, SimWorld};
+use crate::format::rows::{Placement, StripeRow};
+use crate::format::table::Stripes;
+use crate::meta::{Reader, Tx};
 
 const SIZE: u64 = 32 << 20;
 const ALL: [usize; 6] = [0, 1, 2, 3, 4, 5];
@@ -290,4 +295,60 @@ fn headers_of_stripes_are_mended() {
     for (id, row) in stripes {
         assert_eq!(store.wrong_headers(id).unwrap(), Some((row, vec![])));
     }
+}
+
+/// A new stripe of a file, and its row.
+fn one_stripe(store: &Store) -> (StripeId, StripeRow) {
+    let write = ContentWrite { ino: Ino(2), offset: 0, bytes: SharedBytes::new(bytes(2, 100_000)) };
+    store.commit(&[write], Inline::Small, |_, _| Ok(())).unwrap();
+    store.durable_point().unwrap();
+    let id = store.stripes_with(None, 1, |_| true).unwrap().0[0];
+    (id, store.view(|view| view.get::<Stripes>(&id)).unwrap().unwrap())
+}
+
+/// Where the stripe has a shard on a device without metadata.
+fn beside_metadata(store: &Store, row: &StripeRow) -> Placement {
+    let replicas = store.log.as_ref().unwrap().volume.stats().replicas;
+    *row.placements.iter().find(|place| !replicas.contains(&place.device)).unwrap()
+}
+
+/// Nor does it keep the stripes behind it from being looked after.
+#[test]
+fn a_shard_whose_header_cannot_be_written_is_moved() {
+    let world = SimWorld::new(12, 4, SIZE);
+    let store = format(&world, 2, 1).unwrap();
+    let (id, row) = one_stripe(&store);
+    let place = beside_metadata(&store, &row);
+    let device = usize::from(place.device.0);
+    world.zero(device, place.block.byte_offset()..(place.block.0 + 1) * 4096);
+    world.fault(device, Fault::Fail { on: On::Write, nth: 0, sticky: true });
+    let progress = store.scrub(&mut |_| true).unwrap();
+    assert_eq!((progress.repaired.rebuilt, progress.repaired.missing, progress.lost), (1, 0, 0), "{progress:?}");
+    let row = store.view(|view| view.get::<Stripes>(&id)).unwrap().unwrap();
+    assert!(!row.placements.contains(&place), "{row:?}");
+    assert_eq!(store.wrong_headers(id).unwrap(), Some((row, vec![])));
+}
+
+#[test]
+fn blocks_are_not_given_away_while_a_header_is_written_there() {
+    let world = SimWorld::new(13, 4, SIZE);
+    let store = format(&world, 2, 1).unwrap();
+    let (id, row) = one_stripe(&store);
+    let place = beside_metadata(&store, &row);
+    let device = usize::from(place.device.0);
+    let deferred = || lock(&store.devices.as_ref().unwrap().allocator).deferred_blocks(place.device);
+    world.zero(device, place.block.byte_offset()..(place.block.0 + 1) * 4096);
+    world.fault(device, Fault::Hang { on: On::Write });
+    std::thread::scope(|scope| {
+        let mending = scope.spawn(|| store.mend_headers(id).unwrap());
+        world.wait_for_hanging(device, 1);
+        let all = |tx: &mut Tx<'_>, ledger: &mut Ledger| extents::remove(tx, Ino(2), 0..u64::MAX, usize::MAX, ledger);
+        store.transact(all).unwrap();
+        store.durable_point().unwrap();
+        assert!(deferred() > 0);
+        world.heal(device);
+        assert_eq!(mending.join().unwrap().rewritten, 1);
+    });
+    store.durable_point().unwrap();
+    assert_eq!(deferred(), 0);
 }

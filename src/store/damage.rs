@@ -114,7 +114,7 @@ impl Store {
             while start < range.end {
                 let end = range.end.min((start / BLOCK_SIZE + 1) * BLOCK_SIZE);
                 let mut piece = vec![0; (end - start) as usize];
-                if let Err(Error::Corrupt(_)) = self.read(ino, start, &mut piece) {
+                if let Err(Error::Corrupt(_)) = self.read_uncached(ino, start, &mut piece) {
                     let ranges = lost.entry(ino).or_default();
                     match ranges.last_mut() {
                         Some(last) if last.end == start => last.end = end,

@@ -6,7 +6,7 @@
 //! - What is claimed and not named by a stored root is free again after a restart.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::devices::{Devices, Member, Membership};
 use super::lock;
@@ -16,6 +16,7 @@ use crate::base::{BlockNo, Blocks, DeviceId, Error, Incarnation, Result, Uuid};
 use crate::device::{Device, Engine, STALL};
 use crate::erasure::Geometry;
 use crate::format::label::{GroupLayout, MetaRoot};
+use crate::format::rows::GroupKey;
 use crate::meta::volume::{Volume, VolumeHost, VolumeOptions};
 use crate::meta::{Appended, Meta, RedoGroup, RedoLog};
 use crate::pool::Pool;
@@ -116,7 +117,7 @@ impl Host {
 
 impl Host {
     /// Sees to it that so many blocks are claimed ahead on a device, in whole groups.
-    fn claim_total(&self, id: DeviceId, blocks: u64, load: &mut Loader<'_>) -> Result<()> {
+    pub fn claim_total(&self, id: DeviceId, blocks: u64, load: &mut Loader<'_>) -> Result<()> {
         let group = self.pool.state().member(id).map_or(1, |member| member.layout.group_blocks);
         loop {
             let ahead: u64 = lock(&self.spare).get(&id).into_iter().flatten().map(|run| u64::from(run.blocks)).sum();
@@ -198,7 +199,19 @@ pub struct HostedLog {
     pub volume: Volume,
     pub host: Arc<Host>,
     pub chunk_blocks: u32,
-    pub meta: Mutex<std::sync::Weak<Meta>>,
+    pub bitmaps: Mutex<Weak<dyn Occupied>>,
+}
+
+/// Knows which blocks are in use.
+pub trait Occupied: Send + Sync {
+    /// A row of the table `groups`.
+    fn bitmap(&self, key: &GroupKey) -> Result<Option<Vec<u8>>>;
+}
+
+impl Occupied for Meta {
+    fn bitmap(&self, key: &GroupKey) -> Result<Option<Vec<u8>>> {
+        super::devices::load_bitmap(self, key)
+    }
 }
 
 impl HostedLog {
@@ -285,15 +298,14 @@ impl RedoLog for HostedLog {
         if lacking == 0 {
             return Ok(());
         }
-        let Some(meta) = lock(&self.meta).upgrade() else { return Ok(()) };
+        let Some(bitmaps) = lock(&self.bitmaps).upgrade() else { return Ok(()) };
         let replicas = self.volume.stats().replicas;
         let chunk = (replicas.clone(), u64::from(self.chunk_blocks));
         for _ in 0..lacking {
             if !self.volume.is_short_of_chunks() && !self.host.devices.keeps_promises(&chunk) {
                 return Ok(());
             }
-            let claimed =
-                self.host.claim_ahead(&replicas, self.chunk_blocks, &mut |key| super::devices::load_bitmap(&meta, key));
+            let claimed = self.host.claim_ahead(&replicas, self.chunk_blocks, &mut |key| bitmaps.bitmap(key));
             match claimed.and_then(|()| self.volume.reserve(self.volume.spare_chunks() + 1)) {
                 // More would be better, but what there is lasts for a while.
                 Err(Error::NoSpace) if !self.volume.is_short_of_chunks() => return Ok(()),

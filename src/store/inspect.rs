@@ -8,6 +8,7 @@ use std::ops::Bound;
 use super::Store;
 use super::devices::Devices;
 use super::recover::{FoundShard, find_shards};
+use super::repair::Repaired;
 use crate::base::{BLOCK_SIZE, Incarnation, Ino, Result, StripeId, TxnId};
 use crate::device::buffer::AlignedBuf;
 use crate::format::rows::{BackrefKey, Placement, StripeRow, StripeState};
@@ -118,26 +119,28 @@ impl Store {
         Ok(Some((row, wrong)))
     }
 
-    /// Writes the headers of a stripe that are wrong anew, from those of its other shards or from the rows. Returns how many.
-    pub fn mend_headers(&self, id: StripeId) -> Result<u32> {
-        let Some(devices) = self.devices.clone() else { return Ok(0) };
+    /// Writes the headers of a stripe that are wrong anew, from those of its other shards or from the rows.
+    pub fn mend_headers(&self, id: StripeId) -> Result<Repaired> {
+        let Some(devices) = self.devices.clone() else { return Ok(Repaired::default()) };
         let _held = self.repairs.hold(id);
         self.mend_headers_held(&devices, id)
     }
 
-    pub(super) fn mend_headers_held(&self, devices: &Devices, id: StripeId) -> Result<u32> {
-        let Some((row, wrong)) = self.wrong_headers(id)? else { return Ok(0) };
-        let wrong: Vec<usize> =
-            wrong.into_iter().filter(|at| stripe_io::read_shard(&*devices.membership, &row, *at).is_some()).collect();
-        if wrong.is_empty() {
-            return Ok(0);
+    pub(super) fn mend_headers_held(&self, devices: &Devices, id: StripeId) -> Result<Repaired> {
+        let mut repaired = Repaired::default();
+        // Until all is written: whoever frees the stripe meanwhile must not have its blocks given to another one.
+        let window = devices.enter_read(self.meta.committed());
+        let Some((row, wrong)) = self.wrong_headers(id)? else { return Ok(repaired) };
+        let whole = |at: usize| Some((at, stripe_io::read_shard(&*devices.membership, &row, at)?));
+        let shards: Vec<(usize, AlignedBuf)> = wrong.iter().copied().filter_map(whole).collect();
+        if shards.is_empty() {
+            return Ok(repaired);
         }
         let header = match self.surviving_header(devices, id, &row, &wrong) {
             Some(header) => header,
             None => self.header_of_rows(devices, id, &row)?,
         };
-        let mut mended = 0;
-        for index in wrong {
+        for (index, payload) in shards {
             let Some(Placement { device, block }) = row.placements.get(index).copied() else { continue };
             let Some(target) = devices.membership.device(device) else { continue };
             let member = devices.membership.members().into_iter().find(|member| member.id == device);
@@ -149,12 +152,18 @@ impl Store {
             };
             let mut bytes = AlignedBuf::scratch(BLOCK_SIZE as usize);
             bytes.copy_from_slice(&header.encode());
-            target.write_at(block.byte_offset(), &[&bytes])?;
-            devices.mark_dirty(std::iter::once((device, id)));
-            mended += 1;
+            if target.write_at(block.byte_offset(), &[&bytes]).is_ok() {
+                devices.mark_dirty(std::iter::once((device, id)));
+                repaired.rewritten += 1;
+            } else if self.move_shard(devices, id, index as u8, &payload, Some(&header))? {
+                repaired.rebuilt += 1;
+            } else {
+                repaired.missing += 1;
+            }
         }
         self.barrier()?;
-        Ok(mended)
+        drop(window);
+        Ok(repaired)
     }
 
     /// What a header says, as far as the rows know it: names are not in it.

@@ -32,7 +32,7 @@ impl Store {
         let chunk_blocks = options.chunk_blocks;
         let (volume, _) = Volume::format(host.clone(), &replicas, options)?;
         volume.reserve(1)?;
-        let log = Arc::new(HostedLog { volume, host, chunk_blocks, meta: Mutex::new(Weak::new()) });
+        let log = Arc::new(HostedLog { volume, host, chunk_blocks, bitmaps: Mutex::new(Weak::<Meta>::new()) });
         let store = assemble(&pool, devices, Vec::new(), log.clone(), clock)?;
         store.meta.checkpoint()?;
         pool.update_labels(|label| label.meta = log.volume.root())?;
@@ -82,7 +82,7 @@ impl Store {
             check_database(volume.backend())?;
         }
         let chunk_blocks = root.chunk_blocks;
-        let log = Arc::new(HostedLog { volume, host, chunk_blocks, meta: Mutex::new(Weak::new()) });
+        let log = Arc::new(HostedLog { volume, host, chunk_blocks, bitmaps: Mutex::new(Weak::<Meta>::new()) });
         assemble(&pool, devices, groups, log, clock)
     }
 }
@@ -98,7 +98,8 @@ fn assemble(
     let backend = log.volume.backend();
     let read_only = pool.is_read_only();
     let meta = Arc::new(Meta::open(backend, groups, log.clone(), devices.clone(), clock, read_only)?);
-    *lock(&log.meta) = Arc::downgrade(&meta);
+    let bitmaps: Weak<Meta> = Arc::downgrade(&meta);
+    *lock(&log.bitmaps) = bitmaps;
     let state = pool.state();
     // A new pool's allocator knows the devices already, and what was claimed while its metadata was made.
     let is_new = state.present().any(|member| lock(&devices.allocator).has_device(member.id));

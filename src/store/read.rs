@@ -75,10 +75,22 @@ pub enum Mapping {
 impl Store {
     /// Fills `out` with the committed content from `offset` on; holes read as zeros. The caller cuts at the size.
     pub fn read(&self, ino: Ino, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.read_from(ino, offset, out, true)
+    }
+
+    /// The same of what is on the devices, whatever the cache has.
+    pub(super) fn read_uncached(&self, ino: Ino, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.read_from(ino, offset, out, false)
+    }
+
+    fn read_from(&self, ino: Ino, offset: u64, out: &mut [u8], cache: bool) -> Result<()> {
         self.activity.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         // The window opens before the snapshot is taken, so that no block the snapshot names is reused while it is read.
         let window = self.devices.as_ref().map(|devices| devices.enter_read(self.meta.committed()));
-        let (runs, rows) = self.peek(|view| self.read_rows(view, ino, offset, out))?;
+        let (mut runs, rows) = self.peek(|view| self.read_rows(view, ino, offset, out))?;
+        if !cache {
+            runs.iter_mut().for_each(|run| run.packed = false);
+        }
         if let Some(devices) = &self.devices {
             self.read_runs(devices, out, &runs, &rows)?;
         }

@@ -123,7 +123,7 @@ impl Store {
         let _held = self.repairs.hold(id);
         let mut repaired = self.repair_held(&devices, id)?;
         // Recovery reads nothing else.
-        repaired.rewritten += self.mend_headers_held(&devices, id)?;
+        repaired.add(self.mend_headers_held(&devices, id)?);
         Ok(repaired)
     }
 
@@ -213,7 +213,7 @@ impl Store {
     }
 
     /// Writes a shard to a device that has none of the stripe, then lets the stripe point there.
-    fn move_shard(
+    pub(super) fn move_shard(
         &self,
         devices: &Devices,
         id: StripeId,
@@ -258,6 +258,10 @@ impl Store {
     fn mark_whole(&self, id: StripeId) -> Result<()> {
         self.transact(|tx, _| {
             let Some(mut row) = tx.get::<Stripes>(&id)? else { return Ok(()) };
+            // Somebody may have given up a shard meanwhile.
+            if row.placements.contains(&Placement::NONE) {
+                return Ok(());
+            }
             row.state = StripeState::Whole;
             tx.put::<Stripes>(&id, &row)
         })

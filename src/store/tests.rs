@@ -477,3 +477,21 @@ fn damage_beside_a_file_does_not_keep_it_from_being_read() {
         .collect();
     assert_eq!(results.iter().filter(|good| !**good).count(), 4, "{results:?}");
 }
+
+/// What is in memory yet will be gone.
+#[test]
+fn damage_is_not_forgotten_for_what_is_in_the_cache() {
+    let mut prng = Prng::new(17);
+    let (rig, row) = packed(&mut prng);
+    rig.check();
+    for placement in &row.placements[..4] {
+        let at = (placement.block.0 + 2) * 4096;
+        rig.pool.world.corrupt(usize::from(placement.device.0), at..at + 4096);
+    }
+    assert_eq!(rig.store.scrub(&mut |_| true).unwrap().lost, 1);
+    rig.check();
+    for _ in 0..2 {
+        let damage = rig.store.damage().unwrap();
+        assert_eq!(damage.iter().map(|stripe| stripe.lost.len()).sum::<usize>(), 4, "{damage:?}");
+    }
+}

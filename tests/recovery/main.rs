@@ -8,13 +8,13 @@ use std::sync::Arc;
 use argosfs::base::clock::ManualClock;
 use argosfs::base::file::{Caller, FileType};
 use argosfs::base::{BLOCK_SIZE, Clock, DeviceId, Entropy, Error, Ino, Prng, Result, StripeId, TxnId};
-use argosfs::check::{Context, Export, ExportHeader, Findings, Recovered, export, fsck};
+use argosfs::check::{Context, Export, ExportHeader, Findings, Old, Recovered, export, fsck};
 use argosfs::device::sim::SimWorld;
 use argosfs::device::{Device, InlineEngine};
 use argosfs::format::label::DefaultGeometry;
-use argosfs::format::rows::{StripeRow, StripeState};
+use argosfs::format::rows::{ExtentBody, GroupKey, Placement, StripeRow, StripeState};
 use argosfs::format::shard::{ShardHeader, Unit};
-use argosfs::format::table::Stripes;
+use argosfs::format::table::{Extents, Groups, Stripes};
 use argosfs::fs::model::{Mix, Model, read_tree};
 use argosfs::fs::op::Driver;
 use argosfs::fs::{Fs, Options, RootOwner};
@@ -70,7 +70,7 @@ impl Rig {
     /// Archives the metadata, and tells how it is made again from the archive.
     fn archived(&self) -> Restore {
         self.archive();
-        Box::new(|pool, clock, salt| argosfs::check::recover(pool, clock, salt, &mut |_, _, _| true))
+        Box::new(|pool, clock, salt| argosfs::check::recover(pool, Old::Useless, clock, salt, &mut |_, _, _| true))
     }
 
     fn export(&self) -> Vec<u8> {
@@ -90,7 +90,7 @@ impl Rig {
         Box::new(move |pool, clock, salt| {
             let pieces = |sink: &mut dyn FnMut(&[u8]) -> Result<()>| text.chunks(1000).try_for_each(sink);
             let export = Export::verify(pool.uuid(), &pieces)?;
-            argosfs::check::import(pool, export, clock, salt, &mut |_, _, _| true)
+            argosfs::check::import(pool, export, Old::Useless, clock, salt, &mut |_, _, _| true)
         })
     }
 
@@ -115,7 +115,9 @@ type Restore = Box<dyn Fn(&Arc<Pool>, Arc<dyn Clock>, u64) -> Result<Recovered>>
 
 /// Recovers from these devices and opens what came of it, which must be consistent.
 fn recovered(world: &SimWorld, which: &[usize], clock: Arc<ManualClock>) -> (Rig, Recovered) {
-    restored(world, which, clock, &|pool, clock, salt| argosfs::check::recover(pool, clock, salt, &mut |_, _, _| true))
+    restored(world, which, clock, &|pool, clock, salt| {
+        argosfs::check::recover(pool, Old::Useless, clock, salt, &mut |_, _, _| true)
+    })
 }
 
 fn restored(
@@ -325,6 +327,21 @@ fn newer_content_is_put_on_top(seeds: std::ops::Range<u64>, known: fn(&Rig) -> R
     }
 }
 
+/// Writes until all free space has been used; how much that was.
+fn fill(fs: &Fs, files: &mut Files, prng: &mut Prng, ino: Ino) -> u64 {
+    let mut length = 0;
+    loop {
+        let bytes = random(prng, 1 << 20);
+        match fs.write(&Caller::ROOT, ino, length, &bytes, false) {
+            Ok(done) => length += done as u64,
+            Err(Error::NoSpace) => return length,
+            Err(error) => panic!("{error}"),
+        }
+        files.entry(ino).or_default().extend_from_slice(&bytes);
+        fs.syncfs().unwrap();
+    }
+}
+
 /// Space that the archive's files gave up may hold something else since. Those files are reported, and nothing else is.
 #[test]
 fn what_was_overwritten_since_the_archive_is_reported_lost() {
@@ -344,19 +361,8 @@ fn what_was_overwritten_since_the_archive_is_reported_lost() {
     fs.forget_all();
     fs.reclaim_waiting().unwrap();
     fs.syncfs().unwrap();
-    // Until all free space has been used.
     let new = new_file(&fs, b"new");
-    let mut length = 0;
-    loop {
-        let bytes = random(&mut prng, 1 << 20);
-        match fs.write(&Caller::ROOT, new, length, &bytes, false) {
-            Ok(done) => length += done as u64,
-            Err(Error::NoSpace) => break,
-            Err(error) => panic!("{error}"),
-        }
-        files.entry(new).or_default().extend_from_slice(&bytes);
-        fs.syncfs().unwrap();
-    }
+    let length = fill(&fs, &mut files, &mut prng, new);
     drop(fs);
     let (world, clock) = rig.destroy_metadata();
     let (rig, report) = recovered(&world, &[0, 1, 2, 3], clock);
@@ -405,6 +411,129 @@ fn moved_shards_are_found() {
     for (ino, expected) in &files {
         assert!(content(&fs, *ino) == *expected);
     }
+}
+
+/// What was moved may lie where the archive has something else, which was removed since; and the device that it was on before may
+/// still be a member, which failed.
+#[test]
+fn moved_shards_are_found_in_space_that_was_free_since() {
+    for seed in 0..3 {
+        let rig = Rig::format(40 + seed, 6, 3, 2);
+        let fs = rig.fs();
+        let mut prng = Prng::new(seed);
+        let mut files = Files::new();
+        let kept = new_file(&fs, b"kept");
+        let bytes = random(&mut prng, 24_000_000);
+        write(&fs, &mut files, kept, 0, &bytes);
+        let remove = |name: &[u8]| {
+            fs.unlink(&Caller::ROOT, Ino::ROOT, name).unwrap();
+            fs.forget_all();
+            fs.reclaim_waiting().unwrap();
+            fs.syncfs().unwrap();
+        };
+        let spare = new_file(&fs, b"spare");
+        write(&fs, &mut Files::new(), spare, 0, &random(&mut prng, 2_000_000));
+        let gone = new_file(&fs, b"gone");
+        fill(&fs, &mut Files::new(), &mut prng, gone);
+        // The archive needs some space.
+        remove(b"spare");
+        rig.archive();
+        remove(b"gone");
+        drop(fs);
+        let pool = rig.store.pool().unwrap().clone();
+        pool.drop_members(&[DeviceId(1)], "it failed").unwrap();
+        rig.store.rebuild(&mut |_| true).unwrap();
+        drop(pool);
+        let (world, clock) = rig.destroy_metadata();
+        world.wipe(1);
+        let (rig, report) = recovered(&world, &[0, 2, 3, 4, 5], clock);
+        let lost: Vec<&str> = report.lost.iter().map(|file| file.path.as_str()).collect();
+        assert!(report.shards_moved > 0 && (lost.is_empty() || lost == ["/gone"]), "seed {seed}: {report:?}");
+        let whole = |row: &StripeRow| {
+            row.placements.iter().all(|place| ![DeviceId(1), Placement::NONE.device].contains(&place.device))
+        };
+        let mut found = 0;
+        rig.store
+            .view(|view| {
+                view.scan::<Extents>((std::ops::Bound::Unbounded, std::ops::Bound::Unbounded), |key, extent| {
+                    if let (true, ExtentBody::Run(run)) = (key.ino == kept, &extent.body) {
+                        let row = view.get::<Stripes>(&run.stripe)?.unwrap();
+                        assert!(whole(&row), "seed {seed}: stripe {}: {:?}", run.stripe, row.placements);
+                        found += 1;
+                    }
+                    Ok(Visit::Continue(()))
+                })
+            })
+            .unwrap();
+        assert!(found > 0);
+        assert!(content(&rig.fs(), kept) == files[&kept], "seed {seed}");
+    }
+}
+
+impl Rig {
+    /// Rows of bitmaps, as many as a larger pool would have. They say that nothing is in use.
+    fn add_groups(&self, count: u32) {
+        let add = |group| {
+            let key = GroupKey { device: DeviceId(0), group, part: 0 };
+            self.store.meta().transact(|tx| tx.put::<Groups>(&key, &vec![0; 1024])).unwrap();
+        };
+        (1000..1000 + count).for_each(add);
+    }
+}
+
+fn recover(pool: &Arc<Pool>, old: Old, clock: &Arc<ManualClock>) -> Result<Recovered> {
+    argosfs::check::recover(pool, old, clock.clone(), 9, &mut |_, _, _| true)
+}
+
+/// Its bitmaps alone are more than what new metadata begins with.
+#[test]
+fn a_pool_with_many_groups_is_recovered() {
+    let rig = Rig::format(50, 4, 2, 2);
+    let fs = rig.fs();
+    let mut files = Files::new();
+    let ino = new_file(&fs, b"file");
+    let bytes = random(&mut Prng::new(50), 1_000_000);
+    write(&fs, &mut files, ino, 0, &bytes);
+    fs.syncfs().unwrap();
+    drop(fs);
+    rig.add_groups(5000);
+    rig.archive();
+    let (world, clock) = rig.destroy_metadata();
+    let all = [0, 1, 2, 3];
+    let report = recover(&open_pool(&world, &all), Old::Useless, &clock).unwrap();
+    assert!(report.rows > 5000 && report.lost.is_empty(), "{report:?}");
+    let store = Arc::new(Store::open(open_pool(&world, &all), clock.clone(), 10).unwrap());
+    assert!(content(&Rig { world, clock, store }.fs(), ino) == files[&ino]);
+}
+
+/// Where there is no room beside the old metadata it is overwritten, but not when it can still be opened.
+#[test]
+fn only_useless_metadata_is_overwritten() {
+    let rig = Rig::format(51, 4, 2, 2);
+    let fs = rig.fs();
+    let (mut prng, mut files) = (Prng::new(51), Files::new());
+    let ino = new_file(&fs, b"file");
+    rig.add_groups(10_000);
+    rig.archive();
+    let length = fill(&fs, &mut files, &mut prng, ino);
+    fs.syncfs().unwrap();
+    drop(fs);
+    let Rig { world, clock, store } = rig;
+    drop(store);
+    let all = [0, 1, 2, 3];
+    let why = recover(&open_pool(&world, &all), Old::Opens, &clock).unwrap_err().to_string();
+    assert!(why.contains("no room"), "{why}");
+    let store = Arc::new(Store::open(open_pool(&world, &all), clock.clone(), 10).unwrap());
+    let rig = Rig { world, clock, store };
+    assert!(content(&rig.fs(), ino) == files[&ino][..length as usize]);
+    let (world, clock) = rig.destroy_metadata();
+    let pool = open_pool(&world, &all);
+    recover(&pool, Old::Useless, &clock).unwrap();
+    assert!(pool.take_notes().iter().any(|note| note.contains("no room beside")));
+    drop(pool);
+    let store = Arc::new(Store::open(open_pool(&world, &all), clock.clone(), 11).unwrap());
+    let found = content(&Rig { world, clock, store }.fs(), ino);
+    assert!(found == files[&ino][..found.len()] && found.len() + (1 << 20) >= files[&ino].len());
 }
 
 /// A file may hold what looks like a shard, a copy of a device for example: while the file is there it is nothing else.
@@ -626,7 +755,9 @@ fn an_export_of_another_pool_or_one_that_changes_is_refused() {
         sink(&texts.borrow()[0])
     };
     let export = Export::verify(pool.uuid(), &pieces).unwrap();
-    let why = argosfs::check::import(&pool, export, clock.clone(), 9, &mut |_, _, _| true).unwrap_err().to_string();
+    let why = argosfs::check::import(&pool, export, Old::Useless, clock.clone(), 9, &mut |_, _, _| true)
+        .unwrap_err()
+        .to_string();
     assert!(why.contains("was changed while it was read"), "{why}");
     restore(&pool, clock, 9).unwrap();
 }
@@ -684,7 +815,7 @@ fn p5_a_forged_export_harms_nobody() {
         let pool = open_pool(&world, &[0, 1, 2]);
         let Ok(export) = Export::verify(pool.uuid(), &pieces) else { continue };
         imported += 1;
-        if argosfs::check::import(&pool, export, clock.clone(), 9, &mut |_, _, _| true).is_err() {
+        if argosfs::check::import(&pool, export, Old::Useless, clock.clone(), 9, &mut |_, _, _| true).is_err() {
             continue;
         }
         drop(pool);
@@ -701,6 +832,6 @@ fn without_an_archive_it_is_refused() {
     let rig = Rig::format(7, 3, 2, 1);
     let (world, clock) = rig.destroy_metadata();
     let pool = open_pool(&world, &[0, 1, 2]);
-    let why = argosfs::check::recover(&pool, clock, 9, &mut |_, _, _| true).unwrap_err().to_string();
+    let why = argosfs::check::recover(&pool, Old::Useless, clock, 9, &mut |_, _, _| true).unwrap_err().to_string();
     assert!(why.contains("archive"), "{why}");
 }

@@ -40,6 +40,8 @@ pub fn damage(service: &PoolService, action: &DamageAction) -> Result<Outcome> {
         None => Arc::new(Fs::open(Arc::clone(&service.store), Options::default())?),
     };
     let (parent, name, ino) = find(service, &fs, path)?;
+    // What was written there just now is not lost.
+    fs.syncfs()?;
     let damage = damage_of(service)?;
     let Some((_, ranges)) = damage.get(&ino) else {
         return Err(Error::Usage(format!("nothing of {path} is damaged: `argosfs damage` lists what is")));

@@ -23,6 +23,7 @@ use crate::format::rows::{Placement, StripeRow};
 use crate::pool::PoolState;
 use crate::pool::stripe_io::{BadShard, Fault};
 use crate::store::Store;
+use crate::store::repair::Repaired;
 
 /// Stripes looked up at once.
 const PAGE: usize = 1024;
@@ -159,7 +160,7 @@ fn open(located: &Located, options: &OpenOptions, untrusted: bool) -> Result<(Po
 
 /// Repairs rows, round by round, until nothing more can be done about them.
 fn repair_rows(open: Opener<'_>, untrusted: bool, reply: &mut dyn Reply, work: &mut Work) -> Result<()> {
-    let mut seen: HashSet<String> = HashSet::new();
+    let mut seen: HashSet<blake3::Hash> = HashSet::new();
     loop {
         let (service, _) = open(Opening { read_only: false, untrusted })?;
         let context = context(&service);
@@ -174,7 +175,7 @@ fn repair_rows(open: Opener<'_>, untrusted: bool, reply: &mut dyn Reply, work: &
         // A round that does only what was done before goes round in circles.
         let mut new = false;
         for action in round.done {
-            new |= seen.insert(format!("{:?}", action.fix));
+            new |= seen.insert(blake3::hash(format!("{:?}", action.fix).as_bytes()));
             if work.actions.len() < LOST {
                 work.actions.push(action);
             } else {
@@ -198,10 +199,10 @@ fn mend_devices(service: &PoolService, data: bool, reply: &mut dyn Reply, work: 
     }
     store.mend_metadata()?;
     let mut told = Ok(());
-    let mut headers = 0;
+    let mut headers = Repaired::default();
     if data {
         each_stripe(store, &mut |id, done| {
-            headers += u64::from(store.mend_headers(id)?);
+            headers.add(store.mend_headers(id)?);
             ticket.advance(done, 0, reply)
         })?;
     }
@@ -217,9 +218,9 @@ fn mend_devices(service: &PoolService, data: bool, reply: &mut dyn Reply, work: 
         }
     };
     did(progress.metadata_blocks, "blocks of metadata written anew");
-    did(headers, "headers of shards written anew");
+    did(headers.rewritten.into(), "headers of shards written anew");
     did(progress.repaired.rewritten.into(), "shards written anew in their place");
-    did(progress.repaired.rebuilt.into(), "shards rebuilt elsewhere");
+    did((headers.rebuilt + progress.repaired.rebuilt).into(), "shards rebuilt elsewhere");
     if !data && let Some(log) = store.mend_copies()? {
         did(log.repaired, "blocks of metadata written anew");
         did(log.log_repairs, "stretches of the metadata's log copied");

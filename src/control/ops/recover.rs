@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::maintain;
 use crate::base::{Entropy, Error, Result, SystemEntropy, Timestamp};
-use crate::check::{self, Export, Origin, Pieces, Recovered, Watch};
+use crate::check::{self, Export, Old, Origin, Pieces, Recovered, Watch};
 use crate::control::locate::Located;
 use crate::control::open::{OpenOptions, open_pool};
 use crate::control::protocol::{Outcome, Progress};
@@ -29,11 +29,9 @@ pub fn recover(
     scrub: bool,
     reply: &mut dyn Reply,
 ) -> Result<(Outcome, Vec<String>)> {
-    if !force {
-        refuse_if_not_needed(located, options, "the newest archive")?;
-    }
+    let old = worth_of_old(located, options, "the newest archive", force)?;
     make_again(located, options, scrub, reply, |pool, watch| {
-        check::recover(pool, options.clock.clone(), SystemEntropy.next_u64(), watch)
+        check::recover(pool, old, options.clock.clone(), SystemEntropy.next_u64(), watch)
     })
 }
 
@@ -50,11 +48,9 @@ pub fn import(
     reply: &mut dyn Reply,
 ) -> Result<(Outcome, Vec<String>)> {
     let export = verify(located, pieces, reply)?;
-    if !force {
-        refuse_if_not_needed(located, options, "the export")?;
-    }
+    let old = worth_of_old(located, options, "the export", force)?;
     make_again(located, options, scrub, reply, |pool, watch| {
-        check::import(pool, export, options.clock.clone(), SystemEntropy.next_u64(), watch)
+        check::import(pool, export, old, options.clock.clone(), SystemEntropy.next_u64(), watch)
     })
 }
 
@@ -66,7 +62,7 @@ pub fn import_dry_run(
     reply: &mut dyn Reply,
 ) -> Result<Outcome> {
     let export = verify(located, pieces, reply)?;
-    let refused = refuse_if_not_needed(located, options, "the export").err().map(|error| error.to_string());
+    let refused = worth_of_old(located, options, "the export", false).err().map(|error| error.to_string());
     let Export { head, summary, stripes, .. } = &export;
     let mut digest = String::new();
     crate::format::json::hex(&mut digest, &summary.digest);
@@ -131,21 +127,26 @@ fn make_again(
     Ok((outcome(level, &answer, text)?, notes))
 }
 
-/// Fails when the metadata can be opened, and when a device that is missing may hold a copy of it. `from`: what it would be
-/// made again from.
-fn refuse_if_not_needed(located: &Located, options: &OpenOptions, from: &str) -> Result<()> {
+/// What the metadata is worth that there is. Unless `force`, this fails when it can be opened, and when a device that is
+/// missing may hold a copy of it. `from`: what it would be made again from.
+fn worth_of_old(located: &Located, options: &OpenOptions, from: &str, force: bool) -> Result<Old> {
     let (pool, _) = open_pool(located, &OpenOptions { read_only: true, ..options.clone() })?;
     let state = pool.state();
-    let Err(why) = Store::open(Arc::clone(&pool), options.clock.clone(), SystemEntropy.next_u64()) else {
-        return Err(Error::Usage(format!(
-            "the metadata of pool {} can be opened: `argosfs fsck` checks it, `argosfs mount` mounts it. With --force it is made \
-             again from {from} all the same, and what is newer becomes uncertain",
-            state.label.name
-        )));
+    let why = match Store::open(Arc::clone(&pool), options.clock.clone(), SystemEntropy.next_u64()) {
+        Err(_) if force => return Ok(Old::Useless),
+        Err(why) => why,
+        Ok(_) if force => return Ok(Old::Opens),
+        Ok(_) => {
+            return Err(Error::Usage(format!(
+                "the metadata of pool {} can be opened: `argosfs fsck` checks it, `argosfs mount` mounts it. With --force it is \
+                 made again from {from} all the same, and what is newer becomes uncertain",
+                state.label.name
+            )));
+        }
     };
     let missing = state.members.len() - state.present().count();
     match missing {
-        0 => Ok(()),
+        0 => Ok(Old::Useless),
         missing => Err(Error::Unavailable(format!(
             "{why}. {missing} devices of pool {} are missing and may hold a copy: bring them back, or say --force if they are gone \
              for good",

@@ -14,20 +14,21 @@ mod newer;
 mod older;
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Weak};
 
 use super::devices::Devices;
-use super::host::{Host, HostedLog, PoolMembership, volume_options};
+use super::host::{Host, HostedLog, Occupied, PoolMembership, volume_options};
 use super::open::choose_replicas;
 use super::{archive, lock};
 use crate::base::sync::Mutex;
-use crate::base::{BlockNo, Clock, DeviceId, Error, Result};
-use crate::format::rows::{GROUP_PART_BLOCKS, GroupKey};
+use crate::base::{BlockNo, Clock, DeviceId, Error, Incarnation, Result, StripeId};
+use crate::format::rows::{GroupKey, StripeRow};
 use crate::meta::migrate::migrate;
 use crate::meta::volume::Volume;
 use crate::meta::{Meta, Put};
 use crate::pool::Pool;
-use crate::pool::allocator::Run;
+use crate::pool::allocator::{Loader, Run};
 
 pub use find::{FoundShard, Search, find_shards};
 pub use newer::Newer;
@@ -47,13 +48,44 @@ impl Bitmaps {
     pub fn rows(&self) -> impl Iterator<Item = (&GroupKey, &Vec<u8>)> {
         self.0.iter()
     }
+}
 
-    /// Whether the block belongs to a stripe.
-    pub fn is_used(&self, device: DeviceId, block: BlockNo) -> bool {
-        let key = GroupKey { device, group: (block.0 / GROUP_PART_BLOCKS) as u32, part: 0 };
-        let at = (block.0 % GROUP_PART_BLOCKS) as usize;
-        self.0.get(&key).and_then(|bits| bits.get(at / 8)).is_some_and(|byte| byte >> (at % 8) & 1 == 1)
+impl Occupied for Bitmaps {
+    fn bitmap(&self, key: &GroupKey) -> Result<Option<Vec<u8>>> {
+        Ok(self.0.get(key).cloned())
     }
+}
+
+/// Where rows say that shards are. There are as many as the pool has, so eight bytes have to do for each.
+#[derive(Default)]
+pub struct Places(Vec<u64>);
+
+impl Places {
+    /// Takes the placements of a stripe.
+    pub fn add(&mut self, stripe: StripeId, row: &StripeRow) {
+        self.0.extend(
+            (0..)
+                .zip(&row.placements)
+                .map(|(index, place)| place_hash((place.device, place.block), (stripe, row.incarnation, index))),
+        );
+    }
+
+    /// Makes them ready to be asked, when all are there.
+    pub fn sort(&mut self) {
+        self.0.sort_unstable();
+    }
+
+    /// Whether the shard is where the rows say.
+    pub fn has(&self, found: &FoundShard) -> bool {
+        let shard = (found.stripe, found.incarnation, found.index);
+        self.0.binary_search(&place_hash((found.device, found.block), shard)).is_ok()
+    }
+}
+
+fn place_hash(place: (DeviceId, BlockNo), shard: (StripeId, Incarnation, u8)) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (place, shard).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// New metadata of a pool in the making. Dropped before [`Recovery::finish`], nothing has happened.
@@ -61,41 +93,30 @@ pub struct Recovery {
     pool: Arc<Pool>,
     log: Arc<HostedLog>,
     meta: Arc<Meta>,
+    bitmaps: Arc<Bitmaps>,
 }
 
 impl Recovery {
-    /// Makes an empty metadata volume where neither `bitmaps` nor `keep` have anything. `salt` is a random number.
+    /// Makes an empty metadata volume where neither `bitmaps` nor `keep` have anything, and, unless `over_old`, nothing is left
+    /// of the old one. `salt` is a random number.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] when there is no room for it, not even in place of the old one.
+    /// [`Error::NoSpace`] when there is no room for it.
     pub fn begin(
         pool: &Arc<Pool>,
         clock: Arc<dyn Clock>,
         salt: u64,
-        bitmaps: &Bitmaps,
+        bitmaps: &Arc<Bitmaps>,
         keep: &[FoundShard],
+        over_old: bool,
     ) -> Result<Recovery> {
-        let mut runs: Vec<Run> = keep.iter().map(FoundShard::run).collect();
+        let mut keep: Vec<Run> = keep.iter().map(FoundShard::run).collect();
         for archive in &pool.state().label.archives {
-            runs.extend(archive::runs_of(&PoolMembership(pool.clone()), pool.uuid(), archive));
+            keep.extend(archive::runs_of(&PoolMembership(pool.clone()), pool.uuid(), archive));
         }
-        let with_old: Vec<Run> = runs.iter().copied().chain(old_metadata(pool)).collect();
-        match Recovery::beside(pool, clock.clone(), salt, bitmaps, with_old) {
-            Err(Error::NoSpace) => {
-                pool.note("there is no room beside what is left of the old metadata: it is overwritten".to_owned());
-                Recovery::beside(pool, clock, salt, bitmaps, runs)
-            }
-            other => other,
+        if !over_old {
+            keep.extend(old_metadata(pool));
         }
-    }
-
-    fn beside(
-        pool: &Arc<Pool>,
-        clock: Arc<dyn Clock>,
-        salt: u64,
-        bitmaps: &Bitmaps,
-        keep: Vec<Run>,
-    ) -> Result<Recovery> {
         let devices = Arc::new(Devices::new(Arc::new(PoolMembership(pool.clone()))));
         let host = Arc::new(Host::new(pool.clone(), devices.clone()));
         host.set_named(false);
@@ -107,27 +128,40 @@ impl Recovery {
             }
             merged(keep).into_iter().for_each(|run| allocator.claim(run));
         }
-        let replicas = choose_replicas(&state.members, pool.geometry().m);
         let layouts: Vec<_> = state.present().map(|member| member.layout).collect();
         let options = volume_options(&layouts, salt);
         let chunk_blocks = options.chunk_blocks;
-        let blocks = options.log_blocks + chunk_blocks;
-        host.claim_ahead(&replicas, blocks, &mut |key| Ok(bitmaps.0.get(key).cloned()))?;
+        // Fewer copies than there should be are better than none: the others are made when there is space.
+        let mut members = state.members.clone();
+        let replicas = loop {
+            let replicas = choose_replicas(&members, pool.geometry().m);
+            let has_space = |id: &DeviceId| {
+                let load: &mut Loader<'_> = &mut |key| bitmaps.bitmap(key);
+                host.claim_ahead(&[*id], options.log_blocks, load)?;
+                host.claim_total(*id, u64::from(options.log_blocks) + u64::from(chunk_blocks), load)
+            };
+            let Some(full) = replicas.iter().find(|id| has_space(id).is_err()) else { break replicas };
+            members.retain(|member| member.id != *full);
+        };
+        if replicas.is_empty() {
+            return Err(Error::NoSpace);
+        }
         let (volume, _) = Volume::format(host.clone(), &replicas, options)?;
         volume.reserve(1)?;
-        let log = Arc::new(HostedLog { volume, host, chunk_blocks, meta: Mutex::new(Weak::new()) });
+        // Space for more of it is looked for there, too, until the bitmaps are in it.
+        let occupied: Weak<Bitmaps> = Arc::downgrade(bitmaps);
+        let log = Arc::new(HostedLog { volume, host, chunk_blocks, bitmaps: Mutex::new(occupied) });
         let meta = Meta::open(log.volume.backend(), Vec::new(), log.clone(), devices, clock, false)?;
-        let recovery = Recovery { pool: pool.clone(), log, meta: Arc::new(meta) };
-        // Space for more metadata is looked for in the bitmaps, so they come first.
-        recovery.meta.load(&mut |put| {
-            bitmaps.rows().try_for_each(|(key, bits)| put_row::<crate::format::table::Groups>(put, key, bits))
-        })?;
-        *lock(&recovery.log.meta) = Arc::downgrade(&recovery.meta);
-        Ok(recovery)
+        Ok(Recovery { pool: pool.clone(), log, meta: Arc::new(meta), bitmaps: bitmaps.clone() })
     }
 
-    /// Stores the rows that `fill` puts and brings them to the version of this build.
+    /// Stores the bitmaps and the rows that `fill` puts, and brings them to the version of this build.
     pub fn load(&self, fill: &mut dyn FnMut(&mut Put<'_>) -> Result<()>) -> Result<()> {
+        self.meta.load(&mut |put| {
+            self.bitmaps.rows().try_for_each(|(key, bits)| put_row::<crate::format::table::Groups>(put, key, bits))
+        })?;
+        let occupied: Weak<Meta> = Arc::downgrade(&self.meta);
+        *lock(&self.log.bitmaps) = occupied;
         self.meta.load(fill)?;
         migrate(&self.meta, false)?;
         // Or the first of what follows would have to wait for it.
@@ -137,6 +171,11 @@ impl Recovery {
     /// The metadata as it is so far.
     pub fn meta(&self) -> &Meta {
         &self.meta
+    }
+
+    /// Whether what was put last may have failed for want of space: the database does not tell.
+    pub fn lacks_space(&self) -> bool {
+        self.log.volume.is_short_of_chunks()
     }
 
     /// Makes it the pool's metadata: durable, and named by the labels.
@@ -187,4 +226,25 @@ fn merged(mut runs: Vec<Run>) -> Vec<Run> {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::clock::SteppingClock;
+    use crate::device::sim::SimWorld;
+    use crate::meta::RedoLog;
+    use crate::store::open_tests::format;
+
+    /// The bitmaps of a large pool are more than what its new metadata begins with.
+    #[test]
+    fn space_is_found_before_the_bitmaps_are_stored() {
+        let world = SimWorld::new(31, 3, 64 << 20);
+        let pool = format(&world, 2, 1).unwrap().pool().unwrap().clone();
+        let clock = Arc::new(SteppingClock::default());
+        let recovery = Recovery::begin(&pool, clock, 1, &Arc::default(), &[], true).unwrap();
+        assert!(recovery.log.volume.lacking_chunks() > 0);
+        recovery.log.prepare().unwrap();
+        assert_eq!(recovery.log.volume.lacking_chunks(), 0);
+    }
 }

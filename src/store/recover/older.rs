@@ -10,6 +10,7 @@ use crate::format::intent::Intent;
 use crate::format::rows::{Counter, Placement, StripeRow, StripeState};
 use crate::format::table::{Devices, Groups, Intents, Stripes};
 use crate::meta::{Reader, Tx, Visit};
+use crate::pool::PoolState;
 use crate::pool::stripe_io::{self, Media};
 use crate::store::bitmap;
 use crate::store::devices::run_of;
@@ -38,7 +39,7 @@ impl Recovery {
     pub fn settle_older(&self, newer: &[FoundShard], moved: &[FoundShard]) -> Result<Older> {
         self.forget_former_members()?;
         let media = PoolMembership(self.pool.clone());
-        let mut overwriting: Vec<Run> = newer.iter().map(FoundShard::run).collect();
+        let mut overwriting: Vec<Run> = newer.iter().chain(moved).map(FoundShard::run).collect();
         overwriting.extend(super::old_metadata(&self.pool));
         let overwriting = super::merged(overwriting);
         let mut elsewhere: BTreeMap<Key, Vec<&FoundShard>> = BTreeMap::new();
@@ -46,23 +47,28 @@ impl Recovery {
             elsewhere.entry((found.stripe, found.incarnation, found.index)).or_default().push(found);
         }
         let mut older = Older::default();
+        let mut changed = Vec::new();
         let mut from = Bound::Unbounded;
         loop {
             let page = self.page(from)?;
-            let Some((last, _)) = page.last() else { return Ok(older) };
+            let Some((last, _)) = page.last() else { break };
             from = Bound::Excluded(*last);
             for (id, row) in page {
                 older.stripes += 1;
-                let placements = self.settled(&media, id, &row, &overwriting, &elsewhere, &mut older);
+                let placements = settled(&self.pool.state(), &media, id, &row, &overwriting, &elsewhere);
                 if placements != row.placements {
-                    self.replace(id, &row, placements.clone())?;
-                }
-                let here = placements.iter().filter(|place| media.device(place.device).is_some()).count();
-                if here < usize::from(row.k) {
-                    older.lost.push(id);
+                    self.give_up(&row, &placements)?;
+                    changed.push((id, placements));
+                } else {
+                    older.count_lost(&media, id, &row);
                 }
             }
         }
+        // What was moved may lie where another stripe had something: all of that is given up by now.
+        for (id, placements) in changed {
+            self.place(&media, id, placements, &mut older)?;
+        }
+        Ok(older)
     }
 
     fn page(&self, from: Bound<StripeId>) -> Result<Vec<(StripeId, StripeRow)>> {
@@ -76,52 +82,34 @@ impl Recovery {
         })
     }
 
-    /// Where the shards of a stripe are now.
-    fn settled(
-        &self,
-        media: &PoolMembership,
-        id: StripeId,
-        row: &StripeRow,
-        overwriting: &[Run],
-        elsewhere: &BTreeMap<Key, Vec<&FoundShard>>,
-        older: &mut Older,
-    ) -> Vec<Placement> {
-        let state = self.pool.state();
-        let mut placements = row.placements.clone();
-        for (index, place) in placements.iter_mut().enumerate() {
-            let other = elsewhere.get(&(id, row.incarnation, index as u8));
-            let member = state.member(place.device).is_some();
-            let doubtful = *place != Placement::NONE
-                && (!member || other.is_some() || overlaps(overwriting, run_of(*place, row.shard_blocks)));
-            // Of a member that is away nothing is known; it may come back with what it has.
-            let away = member && media.device(place.device).is_none();
-            if *place != Placement::NONE && (!doubtful || away || verifies(media, id, row, index, *place)) {
-                continue;
-            }
-            let found = other.into_iter().flatten().find_map(|found| {
-                let place = Placement { device: found.device, block: found.block };
-                verifies(media, id, row, index, place).then_some(place)
-            });
-            match found {
-                Some(_) => older.shards_moved += 1,
-                None if *place != Placement::NONE => older.shards_gone += 1,
-                None => {}
-            }
-            *place = found.unwrap_or(Placement::NONE);
-        }
-        placements
-    }
-
-    /// Gives a stripe other placements.
-    fn replace(&self, id: StripeId, row: &StripeRow, placements: Vec<Placement>) -> Result<()> {
+    /// Clears what a stripe has where it is not any more.
+    fn give_up(&self, row: &StripeRow, placements: &[Placement]) -> Result<()> {
         let blocks = bitmap::shard_blocks(row);
         let body = |tx: &mut Tx<'_>| {
-            for (old, new) in row.placements.iter().zip(&placements).filter(|(old, new)| old != new) {
+            for (old, _) in row.placements.iter().zip(placements).filter(|(old, new)| old != new) {
                 if *old != Placement::NONE && tx.get::<Devices>(&old.device)?.is_some() {
                     bitmap::mark(tx, old.device, old.block.0, blocks, false)?;
                 }
-                if *new != Placement::NONE {
+            }
+            Ok(())
+        };
+        self.meta.transact(body).map(drop)
+    }
+
+    /// Gives a stripe other placements, but none where there is something else: a file may hold a copy of a shard.
+    fn place(&self, media: &PoolMembership, id: StripeId, wanted: Vec<Placement>, older: &mut Older) -> Result<()> {
+        let body = |tx: &mut Tx<'_>| {
+            let Some(row) = tx.get::<Stripes>(&id)? else { return Ok(None) };
+            let blocks = bitmap::shard_blocks(&row);
+            let mut placements = wanted.clone();
+            let (mut moved, mut gone) = (0, 0);
+            for (old, new) in row.placements.iter().zip(&mut placements).filter(|(old, new)| old != new) {
+                if *new != Placement::NONE && bitmap::is_free(tx, new.device, new.block.0, blocks)? {
                     bitmap::mark(tx, new.device, new.block.0, blocks, true)?;
+                    moved += 1;
+                } else {
+                    *new = Placement::NONE;
+                    gone += u64::from(*old != Placement::NONE);
                 }
             }
             let degraded = placements.contains(&Placement::NONE);
@@ -129,9 +117,17 @@ impl Recovery {
                 plan_rebuild(tx, id)?;
             }
             let state = if degraded { StripeState::Degraded } else { row.state };
-            tx.put::<Stripes>(&id, &StripeRow { placements: placements.clone(), state, ..row.clone() })
+            let row = StripeRow { placements, state, ..row };
+            tx.put::<Stripes>(&id, &row)?;
+            Ok(Some((row, moved, gone)))
         };
-        self.meta.transact(body).map(drop)
+        let (placed, _) = self.meta.transact(body)?;
+        if let Some((row, moved, gone)) = placed {
+            older.shards_moved += moved;
+            older.shards_gone += gone;
+            older.count_lost(media, id, &row);
+        }
+        Ok(())
     }
 
     /// Removes what the archive says of devices that are no members any more, and tells of those that came since.
@@ -165,6 +161,46 @@ impl Recovery {
         })?;
         Ok(())
     }
+}
+
+impl Older {
+    fn count_lost(&mut self, media: &PoolMembership, id: StripeId, row: &StripeRow) {
+        let here = row.placements.iter().filter(|place| media.device(place.device).is_some()).count();
+        if here < usize::from(row.k) {
+            self.lost.push(id);
+        }
+    }
+}
+
+/// Where the shards of a stripe are now.
+fn settled(
+    state: &PoolState,
+    media: &PoolMembership,
+    id: StripeId,
+    row: &StripeRow,
+    overwriting: &[Run],
+    elsewhere: &BTreeMap<Key, Vec<&FoundShard>>,
+) -> Vec<Placement> {
+    let mut placements = row.placements.clone();
+    for (index, place) in placements.iter_mut().enumerate() {
+        let other = elsewhere.get(&(id, row.incarnation, index as u8));
+        let member = state.member(place.device).is_some();
+        let doubtful = *place != Placement::NONE
+            && (!member || other.is_some() || overlaps(overwriting, run_of(*place, row.shard_blocks)));
+        if *place != Placement::NONE && (!doubtful || verifies(media, id, row, index, *place)) {
+            continue;
+        }
+        let found = other.into_iter().flatten().find_map(|found| {
+            let place = Placement { device: found.device, block: found.block };
+            verifies(media, id, row, index, place).then_some(place)
+        });
+        // Of a member that is away nothing is known; it may come back with what it has.
+        let away = member && media.device(place.device).is_none();
+        if found.is_some() || !away {
+            *place = found.unwrap_or(Placement::NONE);
+        }
+    }
+    placements
 }
 
 /// Notes that a stripe lacks shards.
