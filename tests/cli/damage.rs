@@ -84,9 +84,15 @@ fn what_is_damaged_beyond_repair_is_named_accepted_or_removed() {
 
     assert!(bench.fails(64, &["damage", &mnt, "--accept", "/good"]).contains("nothing of /good is damaged"));
     bench.fails(64, &["damage", &mnt, "--accept", "/nowhere"]);
+    // What is restored in place just before is not lost.
+    let start = damage["files"][0]["ranges"][0][0].as_u64().expect("a number") as usize;
+    let file = fs::OpenOptions::new().write(true).open(root.join("dir/accept")).expect("opens");
+    file.write_all_at(&content[start..start + 4096], start as u64).expect("writes");
+    drop(file);
     bench.ok(&["damage", &mnt, "--accept", root.join("dir/accept").to_str().expect("UTF-8")]);
     let kept = fs::read(root.join("dir/accept")).expect("reads");
     assert_eq!(kept.len(), content.len());
+    assert!(kept[start..start + 4096] == content[start..start + 4096]);
     assert!(kept.iter().zip(&content).all(|(kept, byte)| kept == byte || *kept == 0));
     assert!(kept.contains(&0));
     bench.ok(&["damage", &mnt, "--delete", "/delete"]);
