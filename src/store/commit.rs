@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::devices::{Allocation, Devices, load_bitmap, run_of};
 use super::extents::{self, Ledger};
 use super::pack::{self, INLINE_SMALL, Payload, Piece, Plan};
+use super::reclaim::cut_off;
 use super::{Store, bitmap, lock};
 use crate::base::{BLOCK_SIZE, DeviceId, Error, Ino, Result, StripeId, TxnId, Uuid};
 use crate::format::intent::Intent;
@@ -492,9 +493,7 @@ impl Store {
 
     /// Whether a row at `offset`, born at `birth`, was cut off by a truncate that still goes on.
     pub(super) fn hidden(&self, ino: Ino, offset: u64, birth: crate::base::TxnId) -> bool {
-        lock(&self.truncates)
-            .get(&ino)
-            .is_some_and(|cuts| cuts.iter().any(|(from, txn)| offset >= *from && birth <= *txn))
+        lock(&self.truncates).get(&ino).is_some_and(|cuts| cut_off(cuts, offset, birth))
     }
 }
 

@@ -279,7 +279,11 @@ impl HostedLog {
         let load: &mut Loader<'_> = &mut |key| super::devices::load_bitmap(meta, key);
         self.host.claim_ahead(&[id], log as u32, load)?;
         self.host.claim_total(id, lacking + log, load)?;
-        self.volume.rejoin(id)
+        match self.volume.rejoin(id) {
+            // What cannot be read of the log is needless behind a checkpoint.
+            Err(_) => meta.checkpoint().and_then(|()| self.volume.rejoin(id)),
+            done => done,
+        }
     }
 }
 

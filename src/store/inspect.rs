@@ -7,6 +7,7 @@ use std::ops::Bound;
 
 use super::Store;
 use super::devices::Devices;
+use super::host::HostedLog;
 use super::recover::{FoundShard, find_shards};
 use super::repair::Repaired;
 use crate::base::{BLOCK_SIZE, Incarnation, Ino, Result, StripeId, TxnId};
@@ -26,7 +27,15 @@ impl Store {
 
     /// The same, and writes anew what is bad.
     pub fn mend_copies(&self) -> Result<Option<VerifyReport>> {
-        self.log.as_ref().map(|log| log.volume.verify()).transpose()
+        self.log.as_ref().map(|log| self.mend_volume(log)).transpose()
+    }
+
+    pub(super) fn mend_volume(&self, log: &HostedLog) -> Result<VerifyReport> {
+        let report = log.volume.verify()?;
+        if report.log_broken {
+            self.meta.checkpoint()?;
+        }
+        Ok(report)
     }
 
     /// Replicas of the metadata that are lacking.

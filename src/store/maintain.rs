@@ -75,7 +75,7 @@ impl Store {
             pool.update_labels(|_| ())?;
         }
         if let Some(log) = &self.log {
-            progress.metadata_blocks = log.volume.verify()?.repaired;
+            progress.metadata_blocks = self.mend_volume(log)?.repaired;
         }
         Ok(())
     }

@@ -70,7 +70,7 @@ pub struct Store {
     activity: AtomicU64,
     /// Truncates still going on: extents of the inode at or past the offset, born at or before the transaction, are
     /// hidden.
-    truncates: Mutex<HashMap<Ino, Vec<(u64, TxnId)>>>,
+    truncates: Mutex<HashMap<Ino, Vec<reclaim::Cut>>>,
 }
 
 impl Store {

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use super::cache::{Key, UNIT};
 use super::devices::Devices;
-use super::{Store, extents};
+use super::reclaim::{Cut, cut_off};
+use super::{Store, extents, lock};
 use crate::base::{BLOCK_SIZE, Error, Ino, Result, StripeId};
 use crate::format::rows::{ExtentBody, StripeRow};
 use crate::format::table::Stripes;
@@ -87,7 +88,8 @@ impl Store {
         self.activity.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         // The window opens before the snapshot is taken, so that no block the snapshot names is reused while it is read.
         let window = self.devices.as_ref().map(|devices| devices.enter_read(self.meta.committed()));
-        let (mut runs, rows) = self.peek(|view| self.read_rows(view, ino, offset, out))?;
+        let cuts = self.cuts(ino);
+        let (mut runs, rows) = self.peek(|view| self.read_rows(view, &cuts, ino, offset, out))?;
         if !cache {
             runs.iter_mut().for_each(|run| run.packed = false);
         }
@@ -99,12 +101,19 @@ impl Store {
     }
 
     /// Copies what is inline, clears the holes, and collects what has to be read from stripes.
-    fn read_rows(&self, view: &View<'_>, ino: Ino, offset: u64, out: &mut [u8]) -> Result<(Vec<RunRead>, StripeRows)> {
+    fn read_rows(
+        &self,
+        view: &View<'_>,
+        cuts: &[Cut],
+        ino: Ino,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<(Vec<RunRead>, StripeRows)> {
         let end = offset + out.len() as u64;
         let mut runs = Vec::new();
         let mut rows = StripeRows::new();
         let mut reached = 0;
-        self.visible(view, ino, offset..end, |at, row| {
+        self.visible(view, cuts, ino, offset..end, |at, row| {
             let start = at.max(offset);
             let stop = (at + row.length).min(end);
             let target = (start - offset) as usize..(stop - offset) as usize;
@@ -213,8 +222,9 @@ impl Store {
             }
         };
         let mut reached = range.start;
+        let cuts = self.cuts(ino);
         let scan = |view: &View<'_>| {
-            self.visible(view, ino, range.clone(), |at, row| {
+            self.visible(view, &cuts, ino, range.clone(), |at, row| {
                 let start = at.max(range.start);
                 let end = (at + row.length).min(range.end);
                 add(reached..start, Mapping::Hole);
@@ -234,8 +244,9 @@ impl Store {
     pub fn seek(&self, ino: Ino, range: Range<u64>, data: bool) -> Result<Option<u64>> {
         let mut reached = range.start;
         let mut found = None;
+        let cuts = self.cuts(ino);
         self.view(|view| {
-            self.visible(view, ino, range.clone(), |at, row| {
+            self.visible(view, &cuts, ino, range.clone(), |at, row| {
                 let is_data = row.body != ExtentBody::Reserved;
                 let start = at.max(range.start);
                 if data && is_data {
@@ -250,16 +261,27 @@ impl Store {
         Ok(found.or_else(|| (!data && reached < range.end).then_some(reached)))
     }
 
-    /// Visits the extents that overlap `range` and were not cut off by a truncate that still goes on.
+    /// The truncates of an inode that still go on: to be asked before a snapshot is taken, in which some may go on that have
+    /// come to their end since.
+    pub(super) fn cuts(&self, ino: Ino) -> Vec<Cut> {
+        lock(&self.truncates).get(&ino).cloned().unwrap_or_default()
+    }
+
+    /// Visits the extents that overlap `range` and were not cut off by a truncate that still goes on, now or in `cuts`.
     pub(super) fn visible(
         &self,
         reader: &impl Reader,
+        cuts: &[Cut],
         ino: Ino,
         range: Range<u64>,
         mut visit: impl FnMut(u64, crate::format::rows::ExtentRow) -> Result<Visit>,
     ) -> Result<()> {
         extents::overlapping(reader, ino, range, |at, row| {
-            if self.hidden(ino, at, row.birth) { Ok(Visit::Continue(())) } else { visit(at, row) }
+            if cut_off(cuts, at, row.birth) || self.hidden(ino, at, row.birth) {
+                Ok(Visit::Continue(()))
+            } else {
+                visit(at, row)
+            }
         })
     }
 }

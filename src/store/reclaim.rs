@@ -20,6 +20,14 @@ pub(super) fn postpone_truncate(tx: &mut Tx<'_>, ino: Ino, from: u64, ledger: &m
     Ok(())
 }
 
+/// A truncate that goes on: from where, and the last transaction whose extents it removes.
+pub(super) type Cut = (u64, TxnId);
+
+/// Whether what begins at `offset` and was born at `birth` is being removed.
+pub(super) fn cut_off(cuts: &[Cut], offset: u64, birth: TxnId) -> bool {
+    cuts.iter().any(|(from, txn)| offset >= *from && birth <= *txn)
+}
+
 impl Store {
     /// Hands back blocks that are durably free and that nobody reads any more.
     pub(super) fn reclaim_freed(&self) {

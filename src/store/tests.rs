@@ -495,3 +495,32 @@ fn damage_is_not_forgotten_for_what_is_in_the_cache() {
         assert_eq!(damage.iter().map(|stripe| stripe.lost.len()).sum::<usize>(), 4, "{damage:?}");
     }
 }
+
+/// The snapshot still has the extents, and that they are cut off is forgotten by then.
+#[test]
+fn what_was_cut_off_stays_so_for_older_snapshots() {
+    let mut prng = Prng::new(18);
+    let rig = Rig::new(6, 4, 2);
+    // Every second block, each an extent of its own.
+    let writes: Vec<ContentWrite> = (0..2100)
+        .map(|at| ContentWrite { ino: Ino(2), offset: at * 8192, bytes: SharedBytes::new(noise(&mut prng, 4096)) })
+        .collect();
+    for writes in writes.chunks(100) {
+        rig.store.commit(writes, Inline::Small, |_, _| Ok(())).unwrap();
+    }
+    rig.store.transact(|tx, ledger| rig.store.shrink(tx, Ino(2), 0, ledger)).unwrap();
+    let cuts = rig.store.cuts(Ino(2));
+    assert_eq!(cuts.len(), 1);
+    let mut seen = 0;
+    rig.store
+        .view(|view| {
+            while rig.store.reclaim_step()? {}
+            assert!(rig.store.cuts(Ino(2)).is_empty());
+            rig.store.visible(view, &cuts, Ino(2), 0..u64::MAX, |_, _| {
+                seen += 1;
+                Ok(Visit::Continue(()))
+            })
+        })
+        .unwrap();
+    assert_eq!(seen, 0);
+}

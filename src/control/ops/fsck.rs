@@ -292,6 +292,7 @@ fn metadata(service: &PoolService, findings: &mut Findings) -> Result<()> {
         findings.expect(found.bad == 0, Issue::MetadataWrong, || format!("{} of {} blocks", found.bad, found.blocks));
         findings
             .expect(found.log_lacking == 0, Issue::MetadataLogLacking, || format!("{} stretches", found.log_lacking));
+        findings.expect(!found.log_broken, Issue::MetadataLogLacking, || "no copy has all of it".to_owned());
     }
     let lacking = service.store.lacking_replicas();
     findings.expect(lacking == 0, Issue::MetadataReplicaMissing, || format!("{lacking} are lacking"));

@@ -160,6 +160,8 @@ pub struct VerifyReport {
     pub log_repairs: u64,
     /// Those that are lacking, when nothing is mended.
     pub log_lacking: u64,
+    /// Of entries that were acknowledged, no copy can be read. What they say is in memory: a checkpoint makes them needless.
+    pub log_broken: bool,
     /// Blocks that no replica has right. redb may not use them: of a block that was free at the last checkpoint, the content
     /// is lost with a crash and its sum is not. redb's own check tells.
     pub unreadable: Vec<u64>,

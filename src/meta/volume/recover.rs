@@ -16,12 +16,15 @@ use zerocopy::IntoBytes;
 
 /// Blocks read at a time.
 const WINDOW: usize = 64;
+/// How often something is read until it counts as unreadable.
+pub const TRIES: usize = 3;
 /// Starts tried when no anchor leads to a checkpoint.
 const MAX_STARTS: usize = 64;
 
 /// Reads one replica's ring.
 struct Reader<'a> {
     device: &'a dyn Device,
+    is_source: bool,
     /// Device block of the first block behind the anchors.
     base: u64,
     capacity: u64,
@@ -34,7 +37,8 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(replica: &'a Replica, capacity: u64) -> Reader<'a> {
         let window = zeroed(WINDOW);
-        Reader { device: &*replica.device, base: replica.log.0 + ANCHORS, capacity, window, at: 0, filled: 0 }
+        let (device, is_source) = (&*replica.device, !replica.is_joining());
+        Reader { device, is_source, base: replica.log.0 + ANCHORS, capacity, window, at: 0, filled: 0 }
     }
 
     /// The block at a position; `None` when it cannot be read.
@@ -45,9 +49,12 @@ impl<'a> Reader<'a> {
             self.filled = 0;
             self.at = place;
             let offset = (self.base + place) * BLOCK_SIZE;
-            if self.device.read_at(offset, self.window.get_mut(..count)?.as_mut_bytes()).is_ok() {
+            let device = self.device;
+            let mut read =
+                |count| Some(read_again(device, offset, self.window.get_mut(..count)?.as_mut_bytes()).is_ok());
+            if read(count)? {
                 self.filled = count;
-            } else if self.device.read_at(offset, &mut self.window.first_mut()?.0).is_ok() {
+            } else if read(1)? {
                 // A bad sector behind it must not hide this block.
                 self.filled = 1;
             } else {
@@ -76,9 +83,14 @@ impl<'a> Reader<'a> {
 
     fn anchor(&self, slot: u64) -> Option<Anchor> {
         let mut block = Block::zeroed();
-        self.device.read_at((self.base - ANCHORS + slot) * BLOCK_SIZE, &mut block.0).ok()?;
+        read_again(self.device, (self.base - ANCHORS + slot) * BLOCK_SIZE, &mut block.0).ok()?;
         Anchor::decode(&block.0)
     }
+}
+
+/// Reads what ends the log where it cannot be read: not for one error that passes.
+pub fn read_again(device: &dyn Device, offset: u64, buf: &mut [u8]) -> Result<()> {
+    (1..TRIES).find_map(|_| device.read_at(offset, buf).ok()).map_or_else(|| device.read_at(offset, buf), Ok)
 }
 
 /// Where a walk is.
@@ -126,11 +138,12 @@ pub struct Log {
     chain: Vec<Found>,
 }
 
-/// Reads the log of a volume from all `replicas` (no more than 64), whose rings have `capacity` blocks behind the anchors.
+/// Reads the log of a volume from `replicas` (no more than 64), whose rings have `capacity` blocks behind the anchors. Of those
+/// that are joining, what they have is noted, and nothing is believed: it may be of another future.
 pub fn recover(replicas: &[Arc<Replica>], volume: u64, capacity: u64) -> Result<Log> {
     let mut readers: Vec<Reader<'_>> = replicas.iter().map(|replica| Reader::new(replica, capacity)).collect();
     let mut starts: Vec<(Anchor, u64)> = Vec::new();
-    for reader in &readers {
+    for reader in readers.iter().filter(|reader| reader.is_source) {
         for slot in 0..ANCHORS {
             starts.extend(reader.anchor(slot).filter(|anchor| anchor.volume == volume).map(|anchor| (anchor, slot)));
         }
@@ -142,7 +155,7 @@ pub fn recover(replicas: &[Arc<Replica>], volume: u64, capacity: u64) -> Result<
         }
     }
     let mut starts: Vec<(Anchor, u64)> = Vec::new();
-    for reader in &mut readers {
+    for reader in readers.iter_mut().filter(|reader| reader.is_source) {
         starts.extend(scan(reader, volume).into_iter().map(|anchor| (anchor, 0)));
     }
     newest_first(&mut starts);
@@ -230,22 +243,23 @@ fn walk(readers: &mut [Reader<'_>], start: &Anchor, slot: u64) -> Option<Log> {
 
 /// The entry that continues the chain, from whichever replica has it. Where there are two, the later life's.
 fn step(readers: &mut [Reader<'_>], volume: u64, at: &Cursor) -> Option<(EntryHead, Vec<u8>, Found)> {
-    let mut best: Option<(EntryHead, Vec<u8>, Found)> = None;
+    let mut best: Option<(EntryHead, Vec<u8>)> = None;
+    let mut holding = Vec::with_capacity(readers.len());
     for (index, reader) in readers.iter_mut().enumerate() {
         let Some((head, payload)) = reader.entry(at.position) else { continue };
         if head.volume != volume || head.seq != at.seq || head.previous != at.link {
             continue;
         }
-        match &mut best {
-            Some((chosen, _, found)) if chosen.hash == head.hash => found.holders |= 1 << index,
-            Some((chosen, ..)) if (chosen.life, chosen.hash.0) > (head.life, head.hash.0) => {}
-            _ => {
-                let blocks = head.blocks();
-                best = Some((head, payload, Found { position: at.position, blocks, holders: 1 << index }));
-            }
+        holding.push((index, head.hash));
+        let later = |chosen: &EntryHead| (chosen.life, chosen.hash.0) < (head.life, head.hash.0);
+        if reader.is_source && best.as_ref().is_none_or(|(chosen, _)| later(chosen)) {
+            best = Some((head, payload));
         }
     }
-    best
+    let (head, payload) = best?;
+    let holders = holding.iter().filter(|(_, hash)| *hash == head.hash).fold(0, |bits, (index, _)| bits | 1 << index);
+    let found = Found { position: at.position, blocks: head.blocks(), holders };
+    Some((head, payload, found))
 }
 
 impl Log {

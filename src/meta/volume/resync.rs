@@ -16,6 +16,14 @@ use zerocopy::IntoBytes;
 /// Data blocks looked at together.
 const PIECE: u32 = 256;
 
+/// What was done about the log.
+struct LogMended {
+    /// Stretches that were copied.
+    copied: u64,
+    /// It was read up to its end.
+    whole: bool,
+}
+
 impl Core {
     fn check_writable(&self) -> Result<()> {
         self.check()?;
@@ -94,6 +102,10 @@ impl Core {
         root.replicas.retain(|entry| entry.device != id.0);
         root.replicas.push(ReplicaRoot { device: id.0, log_block: log.0, log_blocks, stale: true });
         self.store_root(&mut root)?;
+        // They may lead into another future, and are written anew when the replica is whole.
+        let nothing = zeroed(ANCHORS as usize);
+        device.write_at(log.byte_offset(), &[nothing.as_slice().as_bytes()])?;
+        device.flush()?;
         let replica = Replica::new(id, device, log, true);
         write(&self.replicas).push(replica.clone());
         Ok(replica)
@@ -156,7 +168,7 @@ impl Core {
         for at in wrong {
             let Some(one) = run.one(at) else { continue };
             // A block that nobody has right is free in the durable state, or lost: there is nothing to copy.
-            let Ok(content) = self.read_run(&one) else { continue };
+            let Some(content) = (0..recover::TRIES).find_map(|_| self.read_run(&one).ok()) else { continue };
             let _io = lock(&self.io);
             if let (true, Some(content)) = (self.unchanged(&one), content.first()) {
                 self.write_joining(to, offset / BLOCK_SIZE + at as u64, content)?;
@@ -188,8 +200,9 @@ impl Core {
         }
         let mut content = Block::zeroed();
         let right = self.readers().iter().any(|replica| {
-            let mut read =
-                |home: BlockNo| replica.device.read_at((home.0 + u64::from(page)) * BLOCK_SIZE, &mut content.0);
+            let mut read = |home: BlockNo| {
+                recover::read_again(&*replica.device, (home.0 + u64::from(page)) * BLOCK_SIZE, &mut content.0)
+            };
             home(replica.id).is_some_and(|home| read(home).is_ok()) && digest(&content) == expected
         });
         if right { Some((home(device)?, content)) } else { None }
@@ -198,7 +211,12 @@ impl Core {
     /// Copies the log while nothing is appended, and makes the replica one that counts.
     fn finish(&self, replica: &Arc<Replica>) -> Result<()> {
         let mut ring = lock(&self.log);
-        self.mend_log(&mut ring)?;
+        let log = self.mend_log(&mut ring)?;
+        if !log.whole {
+            return Err(Error::Unavailable(
+                "the log of the metadata cannot be read as a whole: it is not copied".into(),
+            ));
+        }
         let mut root = lock(&self.root);
         if self.writers().iter().all(|other| other.id != replica.id) {
             return Err(Error::Unavailable(format!(
@@ -214,9 +232,9 @@ impl Core {
         Ok(())
     }
 
-    /// Gives every replica the entries and anchors it lacks, and home's copy of the header, and flushes. Returns how many
-    /// entries there were to copy. The caller holds the log.
-    fn mend_log(&self, ring: &mut super::ring::Ring) -> Result<u64> {
+    /// Gives every replica the entries and anchors it lacks, and home's copy of the header, and flushes. The caller holds the
+    /// log.
+    fn mend_log(&self, ring: &mut super::ring::Ring) -> Result<LogMended> {
         let writers = self.writers();
         let log = recover::recover(&writers, self.volume, ring.capacity)?;
         let mut copied = 0;
@@ -226,16 +244,20 @@ impl Core {
                 copied += 1;
             }
         }
+        let whole = ring.ends_at(&log.end);
         let published = read(&self.state).published;
         if let Some(header) = published {
             self.write_header_home(&header)?;
         }
         self.flush_all()?;
         ring.flushed();
-        self.write_anchor(ring, &log.checkpoint.anchor(self.volume))?;
-        self.flush_all()?;
-        ring.flushed();
-        Ok(copied)
+        // What was read up to somewhere else may lack the newest checkpoint.
+        if whole {
+            self.write_anchor(ring, &log.checkpoint.anchor(self.volume))?;
+            self.flush_all()?;
+            ring.flushed();
+        }
+        Ok(LogMended { copied, whole })
     }
 
     /// See [`super::Volume::replenish`].
@@ -299,10 +321,13 @@ impl Core {
         }
         let mut ring = lock(&self.log);
         if mend {
-            report.log_repairs += self.mend_log(&mut ring)?;
+            let log = self.mend_log(&mut ring)?;
+            report.log_repairs += log.copied;
+            report.log_broken = !log.whole;
         } else {
             let replicas = self.writers();
             let log = recover::recover(&replicas, self.volume, ring.capacity)?;
+            report.log_broken = !ring.ends_at(&log.end);
             report.log_lacking = (0..replicas.len()).map(|index| log.missing(index).len() as u64).sum();
         }
         Ok(report)

@@ -7,6 +7,7 @@
 //! - A unit is acknowledged only after one flush of every replica that followed its write.
 
 use super::block::{BLOCK, Block, zeroed};
+use super::recover::Cursor;
 use super::replicas::{Piece, Replica};
 use crate::base::{BLOCK_SIZE, Result};
 use crate::format::log::{ANCHORS, Anchor, EntryHead, HEAD, Kind, Link, entry_blocks};
@@ -62,6 +63,11 @@ impl Ring {
     /// An anchor in front of the next entry.
     pub fn anchor(&self) -> Anchor {
         Anchor { volume: self.volume, seq: self.seq, position: self.position, life: self.life, previous: self.link }
+    }
+
+    /// Whether a walk came to where the next entry goes.
+    pub fn ends_at(&self, end: &Cursor) -> bool {
+        (end.position, end.seq, end.link) == (self.position, self.seq, self.link)
     }
 
     /// Blocks a unit of so many bytes takes.

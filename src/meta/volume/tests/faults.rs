@@ -313,6 +313,75 @@ fn a_replica_comes_back_whole() {
     }
 }
 
+/// The only source cannot be read from some moment on, or once: the replica is whole or it does not count.
+#[test]
+fn a_replica_is_not_whole_before_the_log_was_read_to_its_end() {
+    let mut refused = 0;
+    for seed in seeds(150) {
+        let mut prng = Prng::new(seed);
+        let mut setup = redundant(&mut prng);
+        setup.replicas = 2;
+        let world = SimWorld::new(seed, setup.devices, SIZE);
+        let mut store = Store::format(setup, world.clone(), &mut prng).unwrap();
+        store.steps(20, &mut prng).unwrap();
+        world.fault(0, Fault::Gone);
+        while store.volume.stats().dropped_replicas == 0 {
+            store.step(&mut prng).unwrap();
+        }
+        store.steps(prng.below(40), &mut prng).unwrap();
+        world.heal(0);
+        let sticky = prng.chance(1, 2);
+        world.fault(1, Fault::Fail { on: On::Read, nth: prng.below(30), sticky });
+        let first = store.volume.rejoin(DeviceId(0));
+        world.heal(1);
+        if first.is_err() {
+            refused += 1;
+            assert_eq!(store.volume.stats().replicas.len(), 1);
+            store.volume.rejoin(DeviceId(0)).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        }
+        let (history, timeline) = (store.history.clone(), store.timeline.clone());
+        drop(store);
+        let at = world.record();
+        let store = open("rejoined alone", seed, setup, &world.crash_state(at, &mut prng), &[0], &history, &mut prng);
+        bounded("rejoined alone", seed, &store, timeline.bounds(at));
+    }
+    assert!(refused > 10, "{refused}");
+}
+
+/// What comes back may have gone on by itself, further than the others: nothing of that is believed.
+#[test]
+fn a_replica_of_another_future_takes_over_the_one_that_counts() {
+    for seed in seeds(40) {
+        let mut prng = Prng::new(seed);
+        let mut setup = redundant(&mut prng);
+        setup.replicas = 2;
+        let world = SimWorld::new(seed, setup.devices, SIZE);
+        let mut store = Store::format(setup, world.clone(), &mut prng).unwrap();
+        store.steps(20, &mut prng).unwrap();
+        let other = world.fork();
+        let mut lost = open("another future", seed, setup, &other, &[1], &store.history, &mut prng);
+        lost.steps(60, &mut prng).unwrap();
+        drop(lost);
+        world.fault(1, Fault::Gone);
+        while store.volume.stats().dropped_replicas == 0 {
+            store.step(&mut prng).unwrap();
+        }
+        store.steps(10, &mut prng).unwrap();
+        world.heal(1);
+        world.restore(1, &other.snapshot(1));
+        store.volume.rejoin(DeviceId(1)).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        store.steps(prng.below(10), &mut prng).unwrap();
+        let (history, timeline) = (store.history.clone(), store.timeline.clone());
+        drop(store);
+        let at = world.record();
+        for present in [&[1][..], &[0], &[0, 1]] {
+            let state = world.crash_state(at, &mut prng);
+            let store = open("whoever is left", seed, setup, &state, present, &history, &mut prng);
+            bounded("whoever is left", seed, &store, timeline.bounds(at));
+        }
+    }
+}
+
 #[test]
 fn a_crash_while_a_replica_is_brought_up_leaves_the_others_in_charge() {
     for seed in seeds(40) {
