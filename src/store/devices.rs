@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::lock;
 use crate::base::sync::Mutex;
@@ -253,6 +254,21 @@ impl Devices {
         // Without numbers at hand, the next ones are higher than any before.
         *lock(&self.writers).entry(stripes.start).or_default() += 1;
         WriteWindow { devices: self, first: stripes.start }
+    }
+
+    /// Waits until every stripe that is being written now is committed or given up. Who begins later knows the members as they
+    /// are now.
+    pub fn wait_for_writers(&self) {
+        let now = {
+            let mut stripes = lock(&self.stripes);
+            let now = stripes.start;
+            // One is passed over, so that those who come later can be told from those who are here.
+            stripes.next();
+            now
+        };
+        while lock(&self.writers).keys().next().is_some_and(|oldest| *oldest <= now) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// The lowest number of a stripe that is being written, or will be; 0 before the first number was reserved.

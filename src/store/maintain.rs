@@ -169,6 +169,8 @@ impl Store {
     /// Empties a device to which nothing new goes, and ends its membership; `false` when something is left on it.
     fn retire(&self, old: DeviceId, progress: &mut Progress, watch: Watch<'_>) -> Result<bool> {
         let (pool, devices) = self.whole()?;
+        // What was placed on it before nothing new went there is to be found by what follows.
+        devices.wait_for_writers();
         self.empty(old, progress, watch)?;
         // Shards that were never written for want of this device.
         let unwritten = |row: &StripeRow| row.placements.contains(&Placement::NONE);
@@ -185,7 +187,16 @@ impl Store {
         {
             log.volume.retire(old)?;
         }
-        self.transact(|tx, _| tx.delete::<table::Devices>(&old))?;
+        let is_empty = self.transact(|tx, _| {
+            let is_empty = tx.get::<table::Devices>(&old)?.is_none_or(|row| row.used_blocks == 0);
+            if is_empty {
+                tx.delete::<table::Devices>(&old)?;
+            }
+            Ok(is_empty)
+        })?;
+        if !is_empty {
+            return Ok(false);
+        }
         self.durable_point()?;
         lock(&devices.allocator).remove_device(old);
         self.faults.forget(Some(old));

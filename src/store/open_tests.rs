@@ -128,16 +128,22 @@ fn a_replacement_waits_for_repairs_of_its_stripes_and_goes_on_after_an_interrupt
     store.durable_point().unwrap();
     let (stripes, _) = store.stripes_with(None, 1, |_| true).unwrap();
     let old = crate::base::DeviceId(1);
-    // Somebody repairs the first stripe for a while.
+    let is_member = || store.pool.as_ref().unwrap().state().member(old).is_some();
+    // Somebody repairs the first stripe for a while, and somebody writes a stripe that may have been placed on the old device.
     let held = store.repairs.hold(stripes[0]);
+    let window = store.devices.as_ref().unwrap().enter_write();
     let progress = std::thread::scope(|scope| {
         let replacement = scope.spawn(|| store.replace(old, spare, false, &mut |_| true));
         std::thread::sleep(std::time::Duration::from_millis(50));
         drop(held);
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let waited = is_member();
+        drop(window);
+        assert!(waited);
         replacement.join().unwrap()
     });
     assert_eq!(progress.unwrap().repaired.missing, 0);
-    assert!(store.pool.as_ref().unwrap().state().member(old).is_none());
+    assert!(!is_member());
     assert!(read(&store, 2, bytes.len()) == bytes);
     // Device 2 is marked, and then nobody goes on but a rebuild.
     let pool = store.pool.clone().unwrap();

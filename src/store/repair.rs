@@ -221,6 +221,7 @@ impl Store {
         payload: &[u8],
         header: Option<&ShardHeader>,
     ) -> Result<bool> {
+        let _window = devices.enter_write();
         let Some(row) = self.view(|view| view.get::<Stripes>(&id))? else { return Ok(true) };
         let taken: Vec<DeviceId> = row
             .placements
