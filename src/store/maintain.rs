@@ -217,6 +217,14 @@ impl Store {
         }
     }
 
+    /// Lets go of devices that were left out of the pool: until then nobody can open them to take them back.
+    pub fn release_absent(&self) -> Result<()> {
+        let (Some(pool), Some(log)) = (&self.pool, &self.log) else { return Ok(()) };
+        let state = pool.state();
+        let absent = |id: &DeviceId| state.member(*id).is_none_or(|member| member.device.is_none());
+        log.volume.stats().replicas.into_iter().filter(absent).try_for_each(|id| log.volume.leave_out(id))
+    }
+
     /// Takes back a device that was missing: brings its metadata up to date and lets it take part again. Its shards
     /// need nothing: stripes are never changed in place, and what they were is checked by every read.
     pub fn take_back(&self, device: Arc<dyn Device>) -> Result<DeviceId> {

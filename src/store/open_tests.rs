@@ -153,6 +153,22 @@ fn a_replacement_waits_for_repairs_of_its_stripes_and_goes_on_after_an_interrupt
     assert!(read(&store, 2, bytes.len()) == bytes);
 }
 
+/// Metadata goes on being written to a device that only failed to take content, and keeps it open.
+#[test]
+fn a_device_that_was_left_out_is_let_go() {
+    let world = SimWorld::new(8, 4, SIZE);
+    let store = format(&world, 2, 1).unwrap();
+    let volume = &store.log.as_ref().unwrap().volume;
+    let replicas = volume.stats().replicas;
+    store.pool().unwrap().drop_members(&replicas[..1], "it failed").unwrap();
+    write(&store, 2, vec![1; 100]).unwrap();
+    store.durable_point().unwrap();
+    store.release_absent().unwrap();
+    assert_eq!(volume.stats().replicas, replicas[1..]);
+    store.mend_metadata().unwrap();
+    assert_eq!(volume.stats().replicas.len(), replicas.len());
+}
+
 #[test]
 fn what_was_durable_survives_a_power_cut_at_any_moment() {
     for seed in 0..6 {

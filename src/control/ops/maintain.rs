@@ -53,6 +53,7 @@ fn scrubbed(service: &PoolService) -> Outcome {
 /// take part again.
 pub fn rebuild(service: &PoolService, reply: &mut dyn Reply) -> Result<Outcome> {
     let ticket = service.work.begin("rebuild", "stripes")?;
+    service.store.release_absent()?;
     let said = take_back(service);
     // The metadata first: it wants whole groups of blocks, the data takes what is left.
     service.store.mend_metadata()?;

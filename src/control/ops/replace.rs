@@ -26,6 +26,7 @@ pub fn replace(service: &PoolService, old: &str, new: &str, force: bool, reply: 
         create_size: wanted_size(&path, member.size)?,
         ..file::OpenOptions::default()
     };
+    service.store.release_absent()?;
     let device = when_released(|| file::open(&path, &options))?;
     let progress = service.store.replace(id, device, force, &mut |progress| {
         // Half a replacement is worse than one that nobody watches.

@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -222,6 +222,8 @@ struct Slot<'a> {
     index: usize,
     /// Tells the device that the request is in flight; dropped at the answer.
     watch: Option<Watch<'a>>,
+    /// Of a flush: where the device remembers that one failed.
+    flush_failed: Option<&'a AtomicBool>,
     entry: squeue::Entry,
     /// What `entry` points to for a gathered write; never touched while in flight.
     _vectors: Vec<libc::iovec>,
@@ -273,7 +275,21 @@ impl<'a> Slot<'a> {
             Op::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
         };
         let entry = if raw.may_wait { entry.flags(squeue::Flags::ASYNC) } else { entry };
-        Some(Slot { index, watch: Some(raw.in_flight.start()), entry, _vectors: vectors, answer: None })
+        let flush_failed = matches!(request.op, Op::Flush).then_some(raw.flush_failed);
+        Some(Slot { index, watch: Some(raw.in_flight.start()), flush_failed, entry, _vectors: vectors, answer: None })
+    }
+
+    /// Takes the kernel's answer. That a flush failed must be known before the next one of the device is asked for, and the
+    /// rest of the batch may take its time.
+    fn answered(&mut self, answer: i32) {
+        self.answer = Some(answer);
+        self.watch = None;
+        if let Some(failed) = self.flush_failed
+            && answer < 0
+            && !matches!(-answer, libc::EINTR | libc::EAGAIN)
+        {
+            failed.store(true, Ordering::Release);
+        }
     }
 
     /// Turns the kernel's answer into the request's result, doing what is left to do.
@@ -288,12 +304,11 @@ impl<'a> Slot<'a> {
             Some((Ok(count), _)) => count,
             Some((Err(_), answer)) => {
                 let errno = -answer;
-                if matches!(request.op, Op::Flush) && errno != libc::EINTR && errno != libc::EAGAIN {
-                    // The device must know, or its next flush would claim that all is well.
-                    if let Some(raw) = device.raw() {
-                        raw.flush_failed.store(true, Ordering::Release);
-                    }
-                } else if matches!(errno, libc::EINTR | libc::EAGAIN | libc::EINVAL | libc::EBADF | libc::EOPNOTSUPP) {
+                let again = match request.op {
+                    Op::Flush => matches!(errno, libc::EINTR | libc::EAGAIN),
+                    _ => matches!(errno, libc::EINTR | libc::EAGAIN | libc::EINVAL | libc::EBADF | libc::EOPNOTSUPP),
+                };
+                if again {
                     return request.run_inline();
                 }
                 request.result = Err(Error::io(device.name(), operation, io::Error::from_raw_os_error(errno)));
@@ -301,6 +316,11 @@ impl<'a> Slot<'a> {
             }
             None => return request.run_inline(),
         };
+        if self.flush_failed.is_some_and(|failed| failed.load(Ordering::Acquire)) {
+            let why = io::Error::other("another flush failed meanwhile");
+            request.result = Err(Error::io(device.name(), operation, why));
+            return;
+        }
         // A rest is done from the start of the block in which the kernel stopped.
         let done = count / BLOCK_SIZE as usize * BLOCK_SIZE as usize;
         request.result = match &mut request.op {
@@ -439,8 +459,7 @@ impl<'a> Flight<'a> {
         for answer in ring.uring.completion() {
             self.flying -= 1;
             let slot = &mut self.slots[answer.user_data() as usize];
-            slot.answer = Some(answer.result());
-            slot.watch = None;
+            slot.answered(answer.result());
         }
     }
 
@@ -465,7 +484,30 @@ mod tests {
     use super::*;
 
     fn slot(op: Op<'_>) -> (Slot<'static>, Op<'_>) {
-        (Slot { index: 0, watch: None, entry: opcode::Nop::new().build(), _vectors: Vec::new(), answer: None }, op)
+        let entry = opcode::Nop::new().build();
+        (Slot { index: 0, watch: None, flush_failed: None, entry, _vectors: Vec::new(), answer: None }, op)
+    }
+
+    /// The device knows as soon as the kernel has said so, and flushes that went on meanwhile prove nothing.
+    #[test]
+    fn a_failed_flush_is_known_at_once() {
+        let failed = AtomicBool::new(false);
+        let world = crate::device::sim::SimWorld::new(2, 1, 1 << 20);
+        let device = world.device(0);
+        let flush = |answer| {
+            let mut slot = Slot { flush_failed: Some(&failed), ..slot(Op::Flush).0 };
+            slot.answered(answer);
+            let mut request = Request::new(&*device, Op::Flush);
+            slot.settle(&mut request);
+            request.result
+        };
+        flush(0).unwrap();
+        flush(-libc::EINTR).unwrap();
+        assert!(!failed.load(Ordering::Acquire));
+        let mut slot = Slot { flush_failed: Some(&failed), ..slot(Op::Flush).0 };
+        slot.answered(-libc::EIO);
+        assert!(failed.load(Ordering::Acquire));
+        assert!(flush(0).is_err());
     }
 
     /// Answers that real devices rarely give: each must end with the data where it belongs, or with the right error.

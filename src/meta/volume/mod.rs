@@ -324,6 +324,14 @@ impl Volume {
         self.core.replenish(wanted)
     }
 
+    /// Goes on without a replica whose device others have left out. The last one stays.
+    pub fn leave_out(&self, device: DeviceId) -> Result<()> {
+        match self.core.readers().iter().any(|replica| replica.id != device) {
+            true => self.core.drop_replica(device, Error::Unavailable("the device was left out".to_owned())),
+            false => Ok(()),
+        }
+    }
+
     /// Lets a replica go and gives its space back: live, to empty its device (bring up another one first), or stale for good.
     pub fn retire(&self, device: DeviceId) -> Result<()> {
         self.core.retire(device)
