@@ -15,7 +15,7 @@ use super::fsck::{self, Checked, Context, Progress};
 use super::issue::{Findings, Issue};
 use super::paths::paths;
 use super::plan::{Action, Field, Fix, Plan, Stage};
-use crate::base::{Result, StripeId};
+use crate::base::{Error, Result, StripeId};
 use crate::format::rows::{
     ConfigKey, Counter, FLAG_XATTRS, GROUP_PART_BLOCKS, GroupKey, InodeRow, JournalOp, StripeRow,
 };
@@ -30,6 +30,9 @@ pub trait Devices {
 
     /// Rows for stripes that have none, from the headers of their shards; only those that can be read.
     fn find(&self, stripes: &BTreeSet<StripeId>) -> Result<BTreeMap<StripeId, StripeRow>>;
+
+    /// Members of the pool that are not here: what is not found may be there.
+    fn missing(&self) -> usize;
 }
 
 /// A pool whose devices cannot be asked.
@@ -40,6 +43,10 @@ impl Devices for () {
 
     fn find(&self, _: &BTreeSet<StripeId>) -> Result<BTreeMap<StripeId, StripeRow>> {
         Ok(BTreeMap::new())
+    }
+
+    fn missing(&self) -> usize {
+        0
     }
 }
 
@@ -80,6 +87,10 @@ pub fn plan(meta: &Meta, context: &Context, progress: &mut dyn FnMut(Progress)) 
 }
 
 /// Checks, and carries out the first stage that changes anything. `key` are random bytes, used when the key of the names is lost.
+///
+/// # Errors
+/// [`Error::Unavailable`] when stripes cannot be found that may be on devices that are missing: without them their content would
+/// be given up, and their blocks to others.
 pub fn round(
     meta: &Meta,
     context: &Context,
@@ -93,6 +104,14 @@ pub fn round(
         progress(Progress::of("looking for lost stripes", 0));
     }
     let found = if missing.is_empty() { BTreeMap::new() } else { devices.find(&missing)? };
+    let lacking = missing.len() - found.len();
+    if lacking > 0 && devices.missing() > 0 {
+        return Err(Error::Unavailable(format!(
+            "{lacking} stripes are not in the tables and cannot be found, and {} devices are missing that may have them: bring these \
+             back, or replace them with `argosfs device replace`, before the rows are repaired",
+            devices.missing()
+        )));
+    }
     let means = Means { devices, key, found };
     for (stage, mut actions) in round.plan.clone().into_stages() {
         // No record fits a journal that is broken.

@@ -340,6 +340,9 @@ fn a_dispute_over_blocks_is_settled_by_what_is_in_them() {
         fn find(&self, _: &BTreeSet<StripeId>) -> Result<BTreeMap<StripeId, StripeRow>> {
             Ok(BTreeMap::new())
         }
+        fn missing(&self) -> usize {
+            0
+        }
     }
     let mut done = Vec::new();
     let last = loop {
@@ -357,4 +360,28 @@ fn a_dispute_over_blocks_is_settled_by_what_is_in_them() {
         Ok(())
     })
     .expect("reads");
+}
+
+/// The stripe may be on the devices that are missing: its content and blocks are not given up.
+#[test]
+fn nothing_is_given_up_while_devices_are_missing() {
+    struct Lacking(usize);
+    impl crate::check::repair::Devices for Lacking {
+        fn holds(&self, _: StripeId, _: &StripeRow, _: usize) -> Option<bool> {
+            None
+        }
+        fn find(&self, _: &BTreeSet<StripeId>) -> Result<BTreeMap<StripeId, StripeRow>> {
+            Ok(BTreeMap::new())
+        }
+        fn missing(&self) -> usize {
+            self.0
+        }
+    }
+    let meta = with_bystander();
+    meta.transact(|tx| tx.delete::<Stripes>(&STRIPE)).expect("commits");
+    let before = meta.committed();
+    let why = round(&meta, &context(), &Lacking(1), [5; 32], &mut |_| {}).expect_err("is put off").to_string();
+    assert!(why.contains("1 stripes") && why.contains("1 devices are missing"), "{why}");
+    assert_eq!(meta.committed(), before);
+    assert!(!round(&meta, &context(), &Lacking(0), [5; 32], &mut |_| {}).expect("repairs").done.is_empty());
 }

@@ -146,6 +146,12 @@ impl repair::Devices for OnDevices<'_> {
     fn find(&self, stripes: &BTreeSet<StripeId>) -> Result<BTreeMap<StripeId, StripeRow>> {
         self.0.find_rows(stripes)
     }
+
+    fn missing(&self) -> usize {
+        let Some(pool) = self.0.pool() else { return 0 };
+        let state = pool.state();
+        state.members.len() - state.present().count()
+    }
 }
 
 fn open(located: &Located, options: &OpenOptions, untrusted: bool) -> Result<(PoolService, Vec<String>)> {
