@@ -21,6 +21,8 @@ mod linear;
 mod pressure;
 #[path = "cli/recover.rs"]
 mod recover;
+#[path = "cli/signals.rs"]
+mod signals;
 
 /// A directory with images, a runtime directory and a mount point; everything is unmounted and removed at the end.
 struct Bench {
@@ -48,13 +50,14 @@ impl Bench {
         self.path("mnt")
     }
 
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_argosfs"));
+        command.args(words).env("ARGOSFS_RUNTIME_DIR", self.root.join("run")).current_dir(&self.root);
+        command
+    }
+
     fn run(&self, words: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_argosfs"))
-            .args(words)
-            .env("ARGOSFS_RUNTIME_DIR", self.root.join("run"))
-            .current_dir(&self.root)
-            .output()
-            .expect("runs")
+        self.command(words).output().expect("runs")
     }
 
     /// Runs a command that must succeed; its standard output.
@@ -130,6 +133,29 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
         assert!(began.elapsed() < Duration::from_secs(60), "waited a minute for: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Nothing is emptied, wiped or left behind by a command that is refused.
+#[test]
+fn mkfs_touches_nothing_it_refuses() {
+    let bench = Bench::new("mkfs-refused");
+    let images: Vec<String> = (0..3).map(|at| bench.image(at)).collect();
+    let content = vec![7; 8 << 20];
+    fs::write(&images[0], &content).expect("writes");
+    let refused = |code, words: &[&str], why: &str| {
+        let said = bench.fails(code, &[&["mkfs", "--name", "tank"], words].concat());
+        assert!(said.contains(why), "{said}");
+        assert!(fs::read(&images[0]).expect("reads") == content);
+        assert!(!Path::new(&images[1]).exists() && !Path::new(&images[2]).exists());
+    };
+    let [a, b, c] = [images[0].as_str(), &images[1], &images[2]];
+    // Not something that anybody would recognise, and somebody's all the same.
+    refused(64, &["--size", "8M", a, b, c], "not recognised: use --force");
+    refused(64, &["--force", "--size", "8M", "--k", "4", "--m", "2", a, b, c], "4+2 needs 6 devices");
+    let held = argosfs::device::file::open(Path::new(a), &Default::default()).expect("opens");
+    refused(75, &["--force", "--size", "8M", b, c, a], "in use");
+    drop(held);
+    bench.ok(&["mkfs", "--name", "tank", "--force", "--size", "8M", a, b, c]);
 }
 
 #[test]

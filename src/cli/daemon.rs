@@ -26,7 +26,8 @@ use crate::control::status::MountStatus;
 use crate::control::{Client, Server, mounts};
 use crate::fs::background::{Background, INTERVAL, WORKERS};
 use crate::fs::{self, Fs};
-use crate::fuse::{MountOptions, Report, Session};
+use crate::fuse::report::say;
+use crate::fuse::{Ended, MountOptions, Report, Session};
 
 /// Whom the daemon tells how the start went.
 #[derive(Clone, Copy, Debug)]
@@ -195,22 +196,32 @@ impl Daemon {
     fn serve(self, voice: Voice) -> Result<()> {
         let Daemon { session, fs, background, service, server, log } = self;
         let ended = Arc::new(AtomicBool::new(false));
+        let give_up = |error| {
+            // Nobody would be answered there.
+            let _ = session.unmount(true);
+            error
+        };
         let signals = signals::on_request_to_end({
-            let (session, fs) = (Arc::clone(&session), Arc::clone(&fs));
-            move || end_on_signal(&session, &fs)
-        })?;
+            let (session, fs, ended) = (Arc::clone(&session), Arc::clone(&fs), Arc::clone(&ended));
+            move || end_on_signal(&session, &fs, &ended)
+        })
+        .map_err(give_up)?;
         if !service.pool.is_read_only()
             && let Err(error) = service.scrub.resume_interrupted()
         {
-            eprintln!("argosfs: the scrub does not go on: {error}");
+            say(format_args!("the scrub does not go on: {error}"));
         }
-        let keeper = keep(&service, &log, &ended, matches!(voice, Voice::Parent))?;
+        let keeper = keep(&service, &log, &ended, matches!(voice, Voice::Parent)).map_err(give_up)?;
         voice.say(&Saying::Ready(ready(&service, &session)));
         if matches!(voice, Voice::Parent) {
             leave_parent(&log);
         }
 
         let served = session.run(&*fs);
+        if !matches!(served, Ok(Ended::Unmounted)) {
+            // Nobody would be answered there any more.
+            let _ = session.unmount(true);
+        }
         ended.store(true, Ordering::Release);
         signals.stop();
         service.scrub.stop();
@@ -218,7 +229,7 @@ impl Daemon {
         fs.forget_all();
         let closed = close(&service, background);
         if let Err(error) = &closed {
-            eprintln!("argosfs: the pool was not closed cleanly: {error}");
+            say(format_args!("the pool was not closed cleanly: {error}"));
         }
         let outcome = Outcome { level: 0, answer: serde_json::json!({}), text: String::new() };
         server.finish(&closed.as_ref().map(|()| outcome).map_err(|error| Failure::of(error).into_error()));
@@ -244,26 +255,43 @@ fn close(service: &PoolService, background: Option<Background>) -> Result<()> {
         if archive::is_due(service, true)
             && let Err(error) = archive::write(service, &|| true)
         {
-            eprintln!("argosfs: the metadata was not archived: {error}");
+            say(format_args!("the metadata was not archived: {error}"));
         }
         service.store.meta().checkpoint()?;
     }
     Ok(())
 }
 
+/// How long the last requests may take once nothing is mounted any more.
+const LAST_REQUESTS: Duration = Duration::from_secs(5);
+
 /// Unmounts; whoever still has files open loses them, but nothing that was written.
-fn end_on_signal(session: &Session, fs: &Fs) {
+fn end_on_signal(session: &Session, fs: &Fs, ended: &AtomicBool) {
     match session.unmount(false) {
-        Ok(()) => return,
-        Err(error) => eprintln!("argosfs: told to end: {error}; ending all the same"),
+        // What was moved, is covered by another mount, or was taken off lazily while somebody uses it, cannot be seen there.
+        Ok(()) => {
+            let began = Instant::now();
+            while began.elapsed() < LAST_REQUESTS {
+                if ended.load(Ordering::Acquire) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            say(format_args!("told to end, and still in use; ending all the same"));
+        }
+        Err(error) => say(format_args!("told to end: {error}; ending all the same")),
     }
     // What the kernel still holds has to come here before the connection breaks.
     if let Ok(root) = std::fs::File::open(session.mountpoint()) {
         let _ = rustix::fs::syncfs(&root);
     }
     let _ = fs.syncfs();
-    let _ = session.abort();
+    let aborted = session.abort();
     let _ = session.unmount(true);
+    if let Err(error) = aborted {
+        say(format_args!("the connection cannot be broken ({error}): it ends with this process"));
+        std::process::exit(i32::from(super::exit::UNAVAILABLE));
+    }
 }
 
 /// How often what reads found bad is repaired and new messages of devices are looked for.
@@ -290,17 +318,17 @@ fn keep(
         let mut archive_from = 0;
         while !ended.load(Ordering::Acquire) {
             std::thread::park_timeout(KEEP_EVERY);
-            service.pool.take_notes().iter().for_each(|note| eprintln!("argosfs: {note}"));
+            service.pool.take_notes().iter().for_each(|note| say(format_args!("{note}")));
             let state = service.pool.state();
             for device in state.present().filter_map(|member| member.device.as_ref()) {
-                device.notes().iter().for_each(|note| eprintln!("argosfs: {note}"));
+                device.notes().iter().for_each(|note| say(format_args!("{note}")));
             }
             if !service.pool.is_read_only()
                 && let Err(error) = service.store.repair_queued()
             {
                 let text = error.to_string();
                 if text != last_error {
-                    eprintln!("argosfs: repair: {text}");
+                    say(format_args!("repair: {text}"));
                     last_error = text;
                 }
             }
@@ -311,7 +339,7 @@ fn keep(
                 && let Err(error) = archive::write(&service, &|| !ended.load(Ordering::Acquire))
                 && !ended.load(Ordering::Acquire)
             {
-                eprintln!("argosfs: the metadata was not archived: {error}");
+                say(format_args!("the metadata was not archived: {error}"));
                 archive_from = rounds + ARCHIVE_AGAIN;
             }
             if own_log {

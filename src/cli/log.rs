@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::fuse::report::say;
+
 /// The file is moved aside when it is longer than this, so it and its predecessor together take twice as much at most.
 const LENGTH_MAX: u64 = 1 << 20;
 
@@ -24,7 +26,7 @@ impl Log {
                 let _ = writeln!(file, "argosfs: daemon {} started", std::process::id());
                 let _ = rustix::stdio::dup2_stderr(&file);
             }
-            Err(error) => eprintln!("argosfs: {} cannot be written: {error}", self.0.display()),
+            Err(error) => say(format_args!("{} cannot be written: {error}", self.0.display())),
         }
     }
 

@@ -1,6 +1,6 @@
 //! `argosfs mkfs`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::output::Output;
@@ -57,18 +57,22 @@ pub fn run(arguments: &Arguments, output: Output) -> Result<u8> {
     let paths = arguments.paths.iter().map(|path| absolute(path)).collect::<Result<Vec<_>>>()?;
     let sizes = sizes(&paths, arguments)?;
     let options = open_options(false);
-    let devices = open_all(&paths, &sizes, arguments.force)?;
-    let smallest = devices.iter().map(|device| device.size()).min().unwrap_or(0);
-    let (engine, notes) = engine::select(options.engine);
-    notes.iter().for_each(|note| output.note(note));
-    let format = FormatOptions {
+    let mut format = FormatOptions {
         name: arguments.name.clone(),
-        geometry: DefaultGeometry { k, m, shard_blocks: shard_blocks(smallest) },
+        geometry: DefaultGeometry { k, m, shard_blocks: shard_blocks(0) },
         force: arguments.force,
         created: SystemClock.now().seconds,
         features: Features { compat: if arguments.debug_faults { DEBUG_FAULTS } else { 0 }, ..Features::default() },
     };
+    format.check(paths.len())?;
+    let mut made = Made(Vec::new());
+    let devices = open_all(&paths, &sizes, arguments.force, &mut made)?;
+    let smallest = devices.iter().map(|device| device.size()).min().unwrap_or(0);
+    format.geometry.shard_blocks = shard_blocks(smallest);
+    let (engine, notes) = engine::select(options.engine);
+    notes.iter().for_each(|note| output.note(note));
     let pool = Arc::new(Pool::format(&devices, &format, engine, Box::new(SystemEntropy))?);
+    made.0.clear();
     pool.take_notes().iter().for_each(|note| output.note(note));
     let store = Store::format(Arc::clone(&pool), options.clock, SystemEntropy.next_u64())?;
     let owner = RootOwner {
@@ -160,29 +164,31 @@ fn sizes(paths: &[PathBuf], arguments: &Arguments) -> Result<Vec<Option<Bytes>>>
         .collect()
 }
 
-/// Opens all devices; makes what is to be made, and takes it away again when one cannot be opened.
-fn open_all(paths: &[PathBuf], sizes: &[Option<Bytes>], force: bool) -> Result<Vec<Arc<dyn Device>>> {
+/// Files that were made for the pool: taken away again when there will be none.
+struct Made(Vec<PathBuf>);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|path| drop(std::fs::remove_file(path)));
+    }
+}
+
+/// Opens all devices, and makes those that are to be made.
+fn open_all(paths: &[PathBuf], sizes: &[Option<Bytes>], force: bool, made: &mut Made) -> Result<Vec<Arc<dyn Device>>> {
+    // Nothing is emptied before it is known that nobody has any of them.
+    for path in paths.iter().filter(|path| force && path.exists()) {
+        if let Err(busy @ Error::Busy(_)) = file::open(path, &file::OpenOptions::default()) {
+            return Err(busy);
+        }
+    }
     let mut devices = Vec::new();
-    let mut made: Vec<&Path> = Vec::new();
     for (path, size) in paths.iter().zip(sizes) {
         let existed = path.exists();
-        let opened = file::open(
-            path,
-            &file::OpenOptions {
-                create_size: *size,
-                recreate: force && size.is_some(),
-                ..file::OpenOptions::default()
-            },
-        );
-        match opened {
-            Ok(device) => devices.push(device),
-            Err(error) => {
-                made.iter().for_each(|path| drop(std::fs::remove_file(path)));
-                return Err(error);
-            }
-        }
+        let options =
+            file::OpenOptions { create_size: *size, recreate: force && size.is_some(), ..file::OpenOptions::default() };
+        devices.push(file::open(path, &options)?);
         if !existed {
-            made.push(path);
+            made.0.push(path.clone());
         }
     }
     Ok(devices)

@@ -10,7 +10,8 @@ use crate::control::client::Silent;
 use crate::control::mounts::{self, MountEntry};
 use crate::control::protocol::{Outcome, Request};
 use crate::control::runtime::Runtime;
-use crate::fuse::mount::FILESYSTEM_TYPE;
+use crate::fuse::mount::{self, FILESYSTEM_TYPE};
+use crate::fuse::report::say;
 
 #[derive(clap::Args, Debug)]
 pub struct Arguments {
@@ -37,7 +38,12 @@ pub fn umount(place: &Path, lazy: bool) -> Result<()> {
     match mounts::mounted_at(&mountpoint) {
         Some(mount) if mount.kind == FILESYSTEM_TYPE => match client_at(&runtime, &mountpoint)? {
             Some(client) => client.call_last(&request, &mut Silent).map(drop),
-            None => clear_away(&mountpoint, &mount),
+            None if mount::is_dead(&mountpoint) => clear_away(&mountpoint, &mount),
+            None => Err(Error::Unavailable(format!(
+                "{} is served by a daemon that cannot be asked from here: run this as the user who mounted it, with the same \
+                 XDG_RUNTIME_DIR or ARGOSFS_RUNTIME_DIR, or try again if it is busy",
+                mountpoint.display()
+            ))),
         },
         Some(mount) => {
             Err(Error::Usage(format!("{} is a {} filesystem, not ours: use umount", mountpoint.display(), mount.kind)))
@@ -63,6 +69,6 @@ fn clear_away(mountpoint: &Path, mount: &MountEntry) -> Result<()> {
     let flags = rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::NOFOLLOW;
     rustix::mount::unmount(mountpoint, flags).map_err(|errno| Error::io(&*shown, "unmount", errno.into()))?;
     // Its daemon died; what was durable is in the pool, and the next mount recovers it.
-    eprintln!("argosfs: the daemon of {} at {shown} did not answer; the dead mount was taken off", mount.source);
+    say(format_args!("the daemon of {} at {shown} did not answer; the dead mount was taken off", mount.source));
     Ok(())
 }

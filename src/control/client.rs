@@ -14,6 +14,9 @@ use super::runtime::Runtime;
 use super::server::Reply;
 use crate::base::{Error, Result, Uuid};
 
+/// Bytes of an answer at most.
+const ANSWER_MAX: usize = 256 << 20;
+
 /// How long a daemon may take to say who it is.
 const INTRODUCTION: Duration = Duration::from_secs(10);
 
@@ -115,13 +118,21 @@ fn exchange(
     let payload = serde_json::to_vec(&envelope).map_err(|_| Error::Invalid("a request that is not JSON"))?;
     frame::write(&mut stream, Kind::Request, &payload).map_err(|error| failed(socket, error))?;
     let strange = |error| Error::Unavailable(format!("{} answers strangely: {error}", socket.display()));
+    let mut answer = Vec::new();
     loop {
         match frame::read(&mut stream).map_err(|error| failed(socket, error))? {
+            Some((Kind::More, piece)) if answer.len() + piece.len() <= ANSWER_MAX => answer.extend_from_slice(&piece),
+            Some((Kind::More, _)) => {
+                return Err(Error::Unavailable(format!("{} answers at too great length", socket.display())));
+            }
             Some((Kind::Progress, payload)) => {
                 reply.progress(&serde_json::from_slice(&payload).map_err(strange)?)?;
             }
             Some((Kind::Data, payload)) => reply.data(&payload)?,
-            Some((Kind::Answer, payload)) => return Ok((serde_json::from_slice(&payload).map_err(strange)?, stream)),
+            Some((Kind::Answer, payload)) => {
+                answer.extend_from_slice(&payload);
+                return Ok((serde_json::from_slice(&answer).map_err(strange)?, stream));
+            }
             Some((Kind::Failure, payload)) => {
                 let failure: Failure = serde_json::from_slice(&payload).map_err(strange)?;
                 return Err(failure.into_error());

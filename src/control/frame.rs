@@ -19,7 +19,9 @@ pub enum Kind {
     Progress = b'P',
     /// Server: a piece of a stream of bytes.
     Data = b'D',
-    /// Server: the answer in JSON; the last frame.
+    /// Server: a piece of an answer that does not fit into one frame; the rest follows.
+    More = b'M',
+    /// Server: the answer in JSON, or the rest of it; the last frame.
     Answer = b'A',
     /// Server: why there is no answer, in JSON; the last frame.
     Failure = b'F',
@@ -27,7 +29,7 @@ pub enum Kind {
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        [Kind::Request, Kind::Progress, Kind::Data, Kind::Answer, Kind::Failure]
+        [Kind::Request, Kind::Progress, Kind::Data, Kind::More, Kind::Answer, Kind::Failure]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
@@ -43,6 +45,15 @@ pub fn write(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Result<()> 
     bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
     bytes.extend_from_slice(payload);
     to.write_all(&bytes)
+}
+
+/// Sends an answer of any length, in as many frames as it takes.
+pub fn write_answer(to: &mut impl Write, mut payload: &[u8]) -> io::Result<()> {
+    while let Some((piece, rest)) = payload.split_at_checked(FRAME_MAX) {
+        write(to, Kind::More, piece)?;
+        payload = rest;
+    }
+    write(to, Kind::Answer, payload)
 }
 
 /// Receives one frame; `None` when the peer is gone.

@@ -210,7 +210,7 @@ fn may_ask(stream: &UnixStream) -> io::Result<bool> {
 
 fn send_outcome(stream: &mut UnixStream, outcome: &Result<Outcome>) -> io::Result<()> {
     match outcome {
-        Ok(outcome) => frame::write(stream, Kind::Answer, &serde_json::to_vec(outcome)?),
+        Ok(outcome) => frame::write_answer(stream, &serde_json::to_vec(outcome)?),
         Err(error) => frame::write(stream, Kind::Failure, &serde_json::to_vec(&Failure::of(error))?),
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use super::client::Silent;
 use super::frame::{self, Kind};
-use super::protocol::{Failure, Progress};
+use super::protocol::{DamageAction, Failure, Progress};
 use super::runtime::Runtime;
 use super::*;
 use crate::base::{Error, Result, Uuid};
@@ -56,6 +56,7 @@ impl Service for Pretender {
                 }
                 answer(0, serde_json::json!({ "rows": 3 }))
             }
+            Request::Damage { .. } => answer(2, serde_json::json!({ "files": "x".repeat(3 * frame::FRAME_MAX) })),
             Request::Status => answer(1, serde_json::json!({ "health": "DEGRADED" })),
             Request::Unmount { lazy: false } => Err(Error::Busy("files are open".to_owned())),
             Request::Unmount { lazy: true } => answer(0, serde_json::Value::Null),
@@ -93,6 +94,16 @@ fn requests_are_answered_and_errors_keep_their_kind() {
     assert!(matches!(client.call(&Request::Sync, &mut Silent), Err(Error::Poisoned(text)) if text == "a flush failed"));
     server.finish(&finished());
     assert!(Client::of_pool(&runtime, Uuid([5; 16])).expect("asks").is_none(), "the socket is gone");
+}
+
+#[test]
+fn an_answer_may_be_longer_than_a_frame() {
+    let scratch = Scratch::new("long");
+    let (runtime, server) = serve(&scratch);
+    let request = Request::Damage { action: DamageAction::List };
+    let damage = client(&runtime).call(&request, &mut Silent).expect("answers");
+    assert_eq!(damage.answer["files"].as_str().map(str::len), Some(3 * frame::FRAME_MAX));
+    server.finish(&finished());
 }
 
 #[test]

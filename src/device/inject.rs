@@ -213,6 +213,10 @@ impl Device for Injected {
         self.inner.domain_hint()
     }
 
+    fn is_file(&self) -> bool {
+        self.inner.is_file()
+    }
+
     fn notes(&self) -> Vec<String> {
         self.inner.notes()
     }

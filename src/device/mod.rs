@@ -64,6 +64,11 @@ pub trait Device: Send + Sync {
         None
     }
 
+    /// Whether it is a file among others, in which somebody may keep something of any kind.
+    fn is_file(&self) -> bool {
+        false
+    }
+
     /// What the user should know about how this device is used (a fallback, say). Each note is returned once.
     fn notes(&self) -> Vec<String> {
         Vec::new()

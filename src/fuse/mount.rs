@@ -29,6 +29,8 @@ pub const FILESYSTEM_TYPE: &str = "fuse.argosfs";
 const SUBTYPE: &str = "argosfs";
 /// The kernel's end of every connection.
 const DEVICE: &str = "/dev/fuse";
+/// Where the kernel is told about connections.
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// How a filesystem is mounted.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -144,18 +146,31 @@ impl Mount {
     }
 
     /// Breaks the connection: every request waiting in it fails, every mount of it, in any namespace, is dead.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the kernel cannot be told.
     pub fn abort(&self) -> Result<()> {
         // The kernel names a connection by the device number, which has no major part for filesystems without a device.
-        let control = format!("/sys/fs/fuse/connections/{}/abort", (self.major << 20) | self.minor);
-        if std::fs::write(&control, "1").is_ok() {
+        let control = format!("{CONNECTIONS}/{}/abort", (self.major << 20) | self.minor);
+        let tell = || std::fs::write(&control, "1").is_ok();
+        if tell() {
             return Ok(());
         }
-        match device_number(&self.mountpoint) {
-            Ok(number) if number == (self.major, self.minor) => {
-                let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-                rustix::mount::unmount(&self.mountpoint, flags).map_err(|errno| self.error("abort", errno))
-            }
-            _ => Ok(()),
+        if let Ok(number) = device_number(&self.mountpoint)
+            && number == (self.major, self.minor)
+        {
+            let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+            return rustix::mount::unmount(&self.mountpoint, flags).map_err(|errno| self.error("abort", errno));
+        }
+        // Where nobody has mounted what the kernel is told by.
+        let fusectl = rustix::mount::mount("fusectl", CONNECTIONS, "fusectl", MountFlags::empty(), None);
+        let told = fusectl.is_ok() && tell();
+        if fusectl.is_ok() {
+            let _ = rustix::mount::unmount(CONNECTIONS, UnmountFlags::DETACH);
+        }
+        match told {
+            true => Ok(()),
+            false => Err(Error::Unavailable(format!("{control} cannot be written"))),
         }
     }
 
@@ -290,14 +305,22 @@ fn busy(mountpoint: &Path) -> Error {
     ))
 }
 
+/// Whether nobody answers any more for what is mounted there.
+pub fn is_dead(mountpoint: &Path) -> bool {
+    matches!(probe(mountpoint), Err(Errno::NOTCONN))
+}
+
+/// A dead mount answers from its cache unless it is made to ask.
+fn probe(mountpoint: &Path) -> rustix::io::Result<rustix::fs::Statx> {
+    rustix::fs::statx(CWD, mountpoint, AtFlags::STATX_FORCE_SYNC, StatxFlags::TYPE | StatxFlags::MODE)
+}
+
 /// The mount point's real path, after dead mounts on it are taken off.
 fn replace_dead(mountpoint: &Path, helper: Option<&Path>) -> Result<PathBuf> {
     let failed = |operation, errno: Errno| Error::io(mountpoint.display().to_string(), operation, errno.into());
     // One for each mount that could lie on top of another here.
     for _ in 0..16 {
-        // A dead mount answers from its cache unless it is made to ask.
-        let probe = rustix::fs::statx(CWD, mountpoint, AtFlags::STATX_FORCE_SYNC, StatxFlags::TYPE | StatxFlags::MODE);
-        match probe {
+        match probe(mountpoint) {
             Ok(found) if u32::from(found.stx_mode) & libc::S_IFMT != libc::S_IFDIR => {
                 return Err(Error::Usage(format!("{} is not a directory", mountpoint.display())));
             }

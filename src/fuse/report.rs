@@ -1,7 +1,14 @@
 //! Where a session says what nobody else can: failures that callers only see as an errno.
 
 use std::fmt;
+use std::io::{self, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Says something on standard error, behind the program's name. Where nobody listens any more, or the log has no space, it is
+/// not heard: `eprintln!` would end the thread.
+pub fn say(text: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "argosfs: {text}");
+}
 
 /// A voice that does not shout: after the first few messages it speaks only when their number doubles, so a device that
 /// fails every request does not fill the system's log.
@@ -21,7 +28,7 @@ impl Report {
 
     /// To standard error, behind the program's name.
     pub fn stderr() -> Report {
-        Report::new(|text| eprintln!("argosfs: {text}"))
+        Report::new(|text| say(format_args!("{text}")))
     }
 
     /// Says `text`, or only counts it.

@@ -73,6 +73,12 @@ impl<'a> Workers<'a> {
                 }
                 // The second: the request was withdrawn while it was being read.
                 Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => continue,
+                Err(Errno::NOMEM) => {
+                    // It passes, and with one thread fewer each time there would soon be none.
+                    self.report.say(format_args!("no memory to read a request: trying again"));
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                    continue;
+                }
                 Err(Errno::NODEV) => return self.crew.end(Ok(Ended::Unmounted)),
                 Err(Errno::CONNABORTED) => return self.crew.end(Ok(Ended::Aborted)),
                 Err(errno) => return self.crew.end(Err(Error::io("/dev/fuse", "read a request", errno.into()))),
@@ -88,8 +94,8 @@ impl<'a> Workers<'a> {
         let Err(panic) = served else { return };
         // The header lies in the page in front of the data, which a reply's data never overwrites.
         let Some((unique, what, ino)) = describe(buffer.message(len)) else { return };
-        self.report.say(format_args!("a {what} of inode {ino} ended in a panic: {}", panic_text(&*panic)));
         let _ = Reply::new(port, unique).errno(libc::EIO);
+        self.report.say(format_args!("a {what} of inode {ino} ended in a panic: {}", panic_text(&*panic)));
     }
 
     fn add_reader<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {

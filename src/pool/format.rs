@@ -96,26 +96,37 @@ impl Pool {
     }
 }
 
+impl FormatOptions {
+    /// Whether they make sense for so many devices.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] that says what does not.
+    pub fn check(&self, devices: usize) -> Result<()> {
+        let usage = |text: String| Err(Error::Usage(text));
+        let DefaultGeometry { k, m, shard_blocks } = self.geometry;
+        if self.name.is_empty() || self.name.len() > MAX_POOL_NAME || self.name.chars().any(char::is_control) {
+            return usage(format!("a pool name has 1 to {MAX_POOL_NAME} bytes and no control characters"));
+        }
+        if k == 0 || shard_blocks == 0 || shard_blocks > MAX_SHARD_BLOCKS {
+            return usage(format!("{k}+{m} with shards of {shard_blocks} blocks is not a geometry"));
+        }
+        let wanted = usize::from(k) + usize::from(m);
+        if devices < wanted {
+            return usage(format!("{k}+{m} needs {wanted} devices, {devices} are given"));
+        }
+        if devices > MOST_DEVICES {
+            return usage(format!("a pool has at most {MOST_DEVICES} devices, {devices} are given"));
+        }
+        Ok(())
+    }
+}
+
 /// Whether the options make sense for these devices.
 fn check(devices: &[Arc<dyn Device>], options: &FormatOptions) -> Result<()> {
-    let usage = |text: String| Err(Error::Usage(text));
-    let DefaultGeometry { k, m, shard_blocks } = options.geometry;
-    if options.name.is_empty() || options.name.len() > MAX_POOL_NAME || options.name.chars().any(char::is_control) {
-        return usage(format!("a pool name has 1 to {MAX_POOL_NAME} bytes and no control characters"));
-    }
-    if k == 0 || shard_blocks == 0 || shard_blocks > MAX_SHARD_BLOCKS {
-        return usage(format!("{k}+{m} with shards of {shard_blocks} blocks is not a geometry"));
-    }
-    let wanted = usize::from(k) + usize::from(m);
-    if devices.len() < wanted {
-        return usage(format!("{k}+{m} needs {wanted} devices, {} are given", devices.len()));
-    }
-    if devices.len() > MOST_DEVICES {
-        return usage(format!("a pool has at most {MOST_DEVICES} devices, {} are given", devices.len()));
-    }
+    options.check(devices.len())?;
     for (at, device) in devices.iter().enumerate() {
         if devices[..at].iter().any(|other| other.name() == device.name()) {
-            return usage(format!("{} is given twice", device.name()));
+            return Err(Error::Usage(format!("{} is given twice", device.name())));
         }
     }
     Ok(())

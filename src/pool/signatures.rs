@@ -48,5 +48,13 @@ pub fn find(device: &dyn Device) -> Result<Option<&'static str>> {
     if uberblocks.any(|block| magics.iter().any(|magic| block.starts_with(magic))) {
         return Ok(Some("a member of a ZFS pool"));
     }
+    // Of a disk whose content is not known this would be asked every time; a file was made for something.
+    if device.is_file() {
+        let mut tail = vec![0; length as usize];
+        device.read_at(device.size() / BLOCK_SIZE * BLOCK_SIZE - length, &mut tail)?;
+        if head.iter().chain(&tail).any(|byte| *byte != 0) {
+            return Ok(Some("something that is not recognised"));
+        }
+    }
     Ok(None)
 }

@@ -189,6 +189,10 @@ impl Device for FileDevice {
         Some(self.domain)
     }
 
+    fn is_file(&self) -> bool {
+        !self.block
+    }
+
     fn notes(&self) -> Vec<String> {
         std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner))
     }
