@@ -39,7 +39,7 @@ impl Fs {
         // Whoever looks for space waits for this instead of finding nothing left to do.
         let _only = self.writeback.hold_relief();
         for _ in 0..RECLAIM_STEPS {
-            if !(self.reclaim_step()? || self.store.reclaim_step()?) {
+            if !(self.reclaim_step()? || self.truncate_step()?) {
                 return Ok(false);
             }
         }

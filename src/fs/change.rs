@@ -17,6 +17,7 @@ use crate::format::rows::{Counter, DentryKey, DentryRow, InodeRow, JournalOp};
 use crate::format::table::{Dentries, Inodes, Orphans};
 use crate::meta::{Reader, Tx};
 use crate::store::Ledger;
+use crate::store::reclaim::Truncate;
 
 /// Counters kept in memory, in step with the newest transaction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -302,6 +303,12 @@ impl Change<'_, '_> {
     /// Removes the content of an inode at or past `from`; returns the change for `InodeRow::content`.
     pub fn shrink(&mut self, ino: Ino, from: u64) -> Result<i64> {
         self.fs.store.shrink(self.tx, ino, from, self.ledger)
+    }
+
+    /// Removes a part of what a truncate left for later; says whether it was the last, and returns the change for
+    /// `InodeRow::content`.
+    pub fn shrink_further(&mut self, truncate: &Truncate) -> Result<(bool, i64)> {
+        self.fs.store.truncate_step(self.tx, truncate, self.ledger)
     }
 
     /// Appends the mutation to the journal.

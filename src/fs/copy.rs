@@ -46,7 +46,7 @@ impl Fs {
         if length == 0 {
             return Ok(0);
         }
-        self.store.room_for_rows()?;
+        self.room_for_rows()?;
         let mut reshape = self.reshape(&target);
         self.flush_range(&source, read)?;
         // The row's size will cover what is copied: what is not committed below that has to be.

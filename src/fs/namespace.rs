@@ -136,7 +136,7 @@ impl Fs {
             check_new_name(name)?;
         }
         let parent = self.inner(parent)?;
-        let room = self.store.room_for_rows();
+        let room = self.room_for_rows();
         self.mutate(|change| {
             let directory = change.load_directory(parent)?;
             let cookie = match name {
@@ -176,7 +176,7 @@ impl Fs {
     pub fn link(&self, caller: &Caller, node: Ino, new_parent: Ino, new_name: &[u8]) -> Result<Entry> {
         check_new_name(new_name)?;
         let (ino, parent) = (self.inner(node)?, self.inner(new_parent)?);
-        let room = self.store.room_for_rows();
+        let room = self.room_for_rows();
         self.mutate(|change| {
             let directory = change.load_directory(parent)?;
             let slot = change.load(ino)?;

@@ -79,6 +79,27 @@ impl Fs {
         Ok(true)
     }
 
+    /// Removes some of what truncates of huge files left for later; says whether there may be more.
+    pub fn truncate_step(&self) -> Result<bool> {
+        if self.options.read_only {
+            return Ok(false);
+        }
+        let Some(truncate) = self.store.next_truncate()? else { return Ok(false) };
+        let finished = self.mutate(|change| {
+            let (finished, delta) = change.shrink_further(&truncate)?;
+            // The row may be cached, and be newer than the stored one.
+            if let Some(slot) = change.try_load(truncate.ino)? {
+                let row = change.row_mut(slot);
+                row.content = row.content.saturating_add_signed(delta);
+            }
+            Ok(finished)
+        })?;
+        if finished {
+            self.store.end_truncate(&truncate);
+        }
+        Ok(true)
+    }
+
     /// Lets the search begin anew, not before the next tick.
     fn leave_for_later(&self) {
         let mut ready = lock(&self.orphans.ready);
@@ -111,13 +132,13 @@ impl Fs {
         for _ in 0..waiting.div_ceil(BATCH) {
             self.reclaim_step()?;
         }
-        while self.store.reclaim_step()? {}
+        while self.truncate_step()? {}
         Ok(())
     }
 
     /// Reclaims everything that has neither names nor references, content that is removed in the background included.
     pub fn reclaim_all(&self) -> Result<()> {
-        while self.reclaim_step()? || self.store.reclaim_step()? {}
+        while self.reclaim_step()? || self.truncate_step()? {}
         Ok(())
     }
 
@@ -137,6 +158,11 @@ impl Fs {
         }
         ready.interrupted = false;
         !ready.inodes.is_empty() || ready.search.is_some()
+    }
+
+    /// Whether inodes wait to be reclaimed.
+    pub(super) fn has_orphans(&self) -> bool {
+        !lock(&self.orphans.ready).inodes.is_empty()
     }
 
     /// Ends a wait in [`Fs::wait_for_orphans`].

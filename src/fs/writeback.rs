@@ -284,6 +284,19 @@ impl Fs {
         if tidied > 0 {
             self.store.durable_point()?;
         }
+        // What is free now may be what metadata lacked. Whether it is enough, those learn who ask.
+        let _ = self.store.room_for_rows();
         reclaimed
+    }
+
+    /// Says [`Error::NoSpace`] when there is no room for more rows, after what was given up became free.
+    pub(super) fn room_for_rows(&self) -> Result<()> {
+        match self.store.room_for_rows() {
+            Err(Error::NoSpace) if self.has_orphans() || self.store.frees_something() => {
+                self.relieve_space()?;
+                self.store.room_for_rows()
+            }
+            answer => answer,
+        }
     }
 }

@@ -83,7 +83,7 @@ impl Fs {
         if value.len() > XATTR_SIZE_MAX {
             return Err(Error::TooBig);
         }
-        let room = self.store.room_for_rows();
+        let room = self.room_for_rows();
         self.mutate(|change| {
             let slot = change.load(ino)?;
             check_settable(space, change.row(slot))?;

@@ -5,7 +5,7 @@ use crate::base::{Error, Ino, Result, TxnId};
 use crate::format::intent::Intent;
 use crate::format::record::Row;
 use crate::format::rows::Counter;
-use crate::format::table::{Inodes, Intents, Table};
+use crate::format::table::{Intents, Table};
 use crate::meta::{Reader, Tx, Visit};
 
 /// Extents one transaction removes at most.
@@ -18,6 +18,15 @@ pub(super) fn postpone_truncate(tx: &mut Tx<'_>, ino: Ino, from: u64, ledger: &m
     tx.put::<Intents>(&id, &Intent::Truncate { ino: ino.0, from, txn: txn.0 })?;
     ledger.truncates.push((ino, from, txn));
     Ok(())
+}
+
+/// A truncate of which a part was left for later.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Truncate {
+    id: u64,
+    pub ino: Ino,
+    from: u64,
+    txn: TxnId,
 }
 
 /// A truncate that goes on: from where, and the last transaction whose extents it removes.
@@ -36,60 +45,60 @@ impl Store {
         }
     }
 
-    /// Does one bounded step of the truncates that go on; says whether anything is left.
-    pub fn reclaim_step(&self) -> Result<bool> {
+    /// A truncate that goes on, if there is one.
+    pub fn next_truncate(&self) -> Result<Option<Truncate>> {
         if lock(&self.truncates).is_empty() {
-            return Ok(false);
+            return Ok(None);
         }
-        let next = self.view(|view| {
+        self.view(|view| {
             let mut next = None;
             view.scan::<Intents>((std::ops::Bound::Unbounded, std::ops::Bound::Unbounded), |id, intent| {
                 if let Intent::Truncate { ino, from, txn } = intent {
-                    next = Some((id, Ino(ino), from, TxnId(txn)));
+                    next = Some(Truncate { id, ino: Ino(ino), from, txn: TxnId(txn) });
                     return Ok(Visit::Break(()));
                 }
                 Ok(Visit::Continue(()))
             })?;
             Ok(next)
+        })
+    }
+
+    /// Does one bounded step of it within a transaction; says whether it was the last one, and returns the change for
+    /// `InodeRow::content`. After the last one is committed, [`Store::end_truncate`] is to be told.
+    pub fn truncate_step(&self, tx: &mut Tx<'_>, truncate: &Truncate, ledger: &mut Ledger) -> Result<(bool, i64)> {
+        let Truncate { id, ino, from, txn } = *truncate;
+        let mut victims = Vec::new();
+        let mut finished = true;
+        extents::overlapping(tx, ino, from..u64::MAX, |at, row| {
+            if at < from || row.birth > txn {
+                return Ok(Visit::Continue(()));
+            }
+            if victims.len() == STEP {
+                finished = false;
+                return Ok(Visit::Break(()));
+            }
+            victims.push(at..at + row.length);
+            Ok(Visit::Continue(()))
         })?;
-        let Some((id, ino, from, txn)) = next else { return Ok(false) };
-        let finished = self.transact(|tx, ledger| {
-            let mut victims = Vec::new();
-            let mut finished = true;
-            extents::overlapping(tx, ino, from..u64::MAX, |at, row| {
-                if at < from || row.birth > txn {
-                    return Ok(Visit::Continue(()));
-                }
-                if victims.len() == STEP {
-                    finished = false;
-                    return Ok(Visit::Break(()));
-                }
-                victims.push(at..at + row.length);
-                Ok(Visit::Continue(()))
-            })?;
-            let before = ledger.content_delta;
-            for range in victims {
-                extents::remove(tx, ino, range, usize::MAX, ledger)?;
-            }
-            if let Some(mut inode) = tx.get::<Inodes>(&ino)? {
-                inode.content = inode.content.saturating_add_signed(ledger.content_delta - before);
-                tx.put::<Inodes>(&ino, &inode)?;
-            }
-            if finished {
-                tx.delete::<Intents>(&id)?;
-            }
-            Ok(finished)
-        })?;
+        let before = ledger.content_delta;
+        for range in victims {
+            extents::remove(tx, ino, range, usize::MAX, ledger)?;
+        }
         if finished {
-            let mut truncates = lock(&self.truncates);
-            if let Some(cuts) = truncates.get_mut(&ino) {
-                cuts.retain(|cut| *cut != (from, txn));
-                if cuts.is_empty() {
-                    truncates.remove(&ino);
-                }
+            tx.delete::<Intents>(&id)?;
+        }
+        Ok((finished, ledger.content_delta - before))
+    }
+
+    /// What it removed need not be hidden any more.
+    pub fn end_truncate(&self, truncate: &Truncate) {
+        let mut truncates = lock(&self.truncates);
+        if let Some(cuts) = truncates.get_mut(&truncate.ino) {
+            cuts.retain(|cut| *cut != (truncate.from, truncate.txn));
+            if cuts.is_empty() {
+                truncates.remove(&truncate.ino);
             }
         }
-        Ok(true)
     }
 
     /// Takes up the intents a crash left behind.

@@ -5,6 +5,7 @@
 //!   was promised unless it cannot go on without.
 //! - Removing, evacuating and repairing take from the reserve and never ask; so it is with the metadata's own.
 
+use super::devices::Devices;
 use super::{Store, lock};
 use crate::base::sync::Mutex;
 use crate::base::sync::atomic::Ordering;
@@ -101,6 +102,15 @@ impl Store {
         let Some(log) = self.log.as_deref().filter(|log| log.volume.is_scarce()) else { return Ok(()) };
         log.prepare()?;
         if log.volume.is_scarce() { Err(Error::NoSpace) } else { Ok(()) }
+    }
+
+    /// Whether anything was freed that is not free yet.
+    pub fn frees_something(&self) -> bool {
+        let deferred = |devices: &Devices| {
+            let allocator = lock(&devices.allocator);
+            devices.membership.members().iter().any(|member| allocator.deferred_blocks(member.id) > 0)
+        };
+        self.devices.as_deref().is_some_and(deferred) || !lock(&self.truncates).is_empty()
     }
 
     /// Gives a promise back: its content was committed or dropped.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::commit::{ContentWrite, Inline, SharedBytes};
 use super::devices::{Devices, Member, Membership};
-use super::{Store, extents, lock};
+use super::{Ledger, Store, extents, lock};
 use crate::base::clock::SteppingClock;
 use crate::base::sync::Mutex;
 use crate::base::{DeviceId, Error, Incarnation, Ino, Prng, Result, StripeId, Uuid};
@@ -19,7 +19,7 @@ use crate::erasure::Geometry;
 use crate::format::label::GroupLayout;
 use crate::format::rows::{DeviceRow, GROUP_PART_BLOCKS, Placement, StripeRow};
 use crate::format::table;
-use crate::meta::{Meta, Reader, Visit};
+use crate::meta::{Meta, Reader, Tx, Visit};
 use crate::pool::stripe_io::Media;
 
 /// A pool of simulated devices without labels.
@@ -428,6 +428,18 @@ fn a_device_is_emptied_without_losing_redundancy() {
     rig.check();
 }
 
+impl Rig {
+    /// Does what truncates left for later.
+    fn truncate(&self) {
+        while let Some(truncate) = self.store.next_truncate().unwrap() {
+            let step = |tx: &mut Tx<'_>, ledger: &mut Ledger| self.store.truncate_step(tx, &truncate, ledger);
+            if self.store.transact(step).unwrap().0 {
+                self.store.end_truncate(&truncate);
+            }
+        }
+    }
+}
+
 /// Forty files of 4 KiB in one stripe of 4+2.
 fn packed(prng: &mut Prng) -> (Rig, StripeRow) {
     let mut rig = Rig::new(6, 4, 2);
@@ -514,7 +526,7 @@ fn what_was_cut_off_stays_so_for_older_snapshots() {
     let mut seen = 0;
     rig.store
         .view(|view| {
-            while rig.store.reclaim_step()? {}
+            rig.truncate();
             assert!(rig.store.cuts(Ino(2)).is_empty());
             rig.store.visible(view, &cuts, Ino(2), 0..u64::MAX, |_, _| {
                 seen += 1;

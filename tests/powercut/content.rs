@@ -164,7 +164,11 @@ impl Run {
             63..75 => self.durable_point(),
             75..80 => self.maintain("checkpoint", |store| store.meta().checkpoint().map(|()| true)),
             80..83 => self.maintain("reclaim", |store| {
-                while store.reclaim_step()? {}
+                while let Some(truncate) = store.next_truncate()? {
+                    if store.transact(|tx, ledger| store.truncate_step(tx, &truncate, ledger))?.0 {
+                        store.end_truncate(&truncate);
+                    }
+                }
                 Ok(false)
             }),
             83..86 => self.maintain("tidy", |store| {

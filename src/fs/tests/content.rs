@@ -438,3 +438,25 @@ fn only_regular_files_have_content() {
     refused!(rig.read(link, 0, &mut [0; 4]), Invalid(_));
     refused!(rig.write(&USER, Ino(77), 0, b"x", false), Stale);
 }
+
+/// What a truncate leaves for later is counted in the row that is cached, too.
+#[test]
+fn what_is_removed_in_the_background_does_not_count_any_more() {
+    let rig = Rig::new();
+    let file = rig.file(ROOT, b"file").attr.ino;
+    // Every second block, each an extent of its own.
+    for at in 0..2100 {
+        rig.put(file, at * 8192, &[1; 4096]);
+    }
+    rig.syncfs().unwrap();
+    assert_eq!(rig.shown(file).unwrap().content, 2100 * 4096);
+    rig.resize(file, 0);
+    assert!(rig.shown(file).unwrap().content > 0, "all of it went at once");
+    rig.reclaim_all().unwrap();
+    assert_eq!(rig.shown(file).unwrap().content, 0);
+    rig.put(file, 0, &[1; 4096]);
+    rig.syncfs().unwrap();
+    let stored = rig.store().view(|view| view.get::<Inodes>(&file)).unwrap().unwrap();
+    assert_eq!(stored.content, 4096);
+    rig.check();
+}

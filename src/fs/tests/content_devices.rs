@@ -209,3 +209,39 @@ fn a_pool_filled_to_the_last_byte_keeps_all_it_took() {
         }
     }
 }
+
+/// Names need metadata, and metadata needs whole groups of blocks: before somebody is told that there are none, what was
+/// removed just now is given back.
+#[test]
+fn what_was_removed_makes_room_for_names_at_once() {
+    let world = SimWorld::new(61, 3, SIZE);
+    let fs = make(&world, 2, 1);
+    let mut big = Vec::new();
+    'full: for at in 0u32.. {
+        let Ok(entry) = fs.mknod(&USER, ROOT, format!("big{at}").as_bytes(), 0o100_644, 0) else { break };
+        big.push(at);
+        for piece in 0..8 {
+            if fs.write(&USER, entry.attr.ino, piece << 20, &vec![at as u8; 1 << 20], false).is_err() {
+                break 'full;
+            }
+        }
+        fs.forget(entry.attr.ino, 1);
+    }
+    fs.syncfs().unwrap();
+    let mut names = 0..;
+    let mut name = || -> Result<()> {
+        let at: u32 = names.next().unwrap();
+        let name = [format!("{at}-").into_bytes(), vec![b'n'; 200]].concat();
+        fs.mknod(&USER, ROOT, &name, 0o100_644, 0).map(drop)
+    };
+    for _ in 0..100_000 {
+        if name().is_err() {
+            break;
+        }
+    }
+    refused!(name(), NoSpace);
+    for at in &big {
+        fs.unlink(&USER, ROOT, format!("big{at}").as_bytes()).unwrap();
+    }
+    name().unwrap();
+}

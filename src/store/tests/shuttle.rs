@@ -108,7 +108,7 @@ fn blocks_are_used_again_only_when_nobody_can_read_what_was_there() {
         let read = |versions: &Versions| [FILE, OTHER, FILE].into_iter().for_each(|ino| versions.read(ino));
         let tidy = |versions: &Versions| {
             versions.rig.store.tidy_step(true).unwrap();
-            versions.rig.store.reclaim_step().unwrap();
+            versions.rig.truncate();
         };
         race(Versions::new(3), vec![overwrite, write_another, read, read, tidy]);
     });
