@@ -73,6 +73,7 @@ impl File {
 
 fn extents(reader: &impl Reader, truncates: &Truncates, findings: &mut Findings, checked: &mut Checked) -> Result<()> {
     let mut file: Option<File> = None;
+    let mut reserved = 0u64;
     checked.extents = scan::rows::<Extents>(reader, |ExtentKey { ino, offset }, extent| {
         if file.as_ref().is_none_or(|file| file.ino != ino)
             && let Some(last) = file.replace(File::begin(reader, ino)?)
@@ -98,6 +99,9 @@ fn extents(reader: &impl Reader, truncates: &Truncates, findings: &mut Findings,
             file.furthest = (offset, end, extent.birth);
         }
         file.content += extent.length;
+        if extent.body == ExtentBody::Reserved {
+            reserved = reserved.saturating_add(extent.length);
+        }
         match &file.row {
             Some(row) => {
                 let kind = FileType::from_mode(row.mode);
@@ -125,6 +129,9 @@ fn extents(reader: &impl Reader, truncates: &Truncates, findings: &mut Findings,
     if let Some(last) = file {
         last.finish(findings);
     }
+    let counted = scan::counter(reader, Counter::Reserved)?;
+    let show = || format!("{reserved} bytes are reserved, the counter says {counted}");
+    findings.expect_or(counted == reserved, Issue::CounterWrong, show, || Fix::Reserved { bytes: reserved });
     Ok(())
 }
 

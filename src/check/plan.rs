@@ -161,6 +161,9 @@ pub enum Fix {
     Inodes {
         count: u64,
     },
+    Reserved {
+        bytes: u64,
+    },
     FreeStripe {
         stripe: StripeId,
     },
@@ -221,6 +224,7 @@ impl Fix {
             Fix::Backref { .. } | Fix::DropBackref { .. } | Fix::DropBackrefs { .. } => Stage::References,
             Fix::Inode { .. }
             | Fix::Inodes { .. }
+            | Fix::Reserved { .. }
             | Fix::FreeStripe { .. }
             | Fix::Live { .. }
             | Fix::DropLive { .. }
@@ -286,7 +290,7 @@ impl Fix {
                 Field::Xattrs(false) => "mark it as having no extended attributes".to_owned(),
                 Field::Content(bytes) => format!("set the count of content bytes to {bytes}"),
             },
-            Fix::Inodes { count } => format!("set the counter to {count}"),
+            Fix::Inodes { count } | Fix::Reserved { bytes: count } => format!("set the counter to {count}"),
             Fix::FreeStripe { .. } => "free the stripe".to_owned(),
             Fix::Live { .. } => "count the live bytes anew".to_owned(),
             Fix::DropLive { .. } => "remove the count".to_owned(),

@@ -281,6 +281,7 @@ const DAMAGES: &[(Issue, Damage)] = &[
     (Issue::ExtentPastEnd, |tx| {
         tx.put::<Extents>(&ExtentKey { ino: FILE, offset: u64::MAX }, &extent(1, ExtentBody::Reserved))
     }),
+    (Issue::CounterWrong, |tx| tx.set_counter(Counter::Reserved, 4096)),
     (Issue::ExtentStripeMissing, |tx| tx.delete::<Stripes>(&STRIPE).map(drop)),
     (Issue::ExtentOutsideStripe, |tx| tx.put::<Stripes>(&STRIPE, &StripeRow { payload_bytes: 9_999, ..stripe() })),
     (Issue::ExtentOutsideStripe, |tx| {

@@ -6,13 +6,14 @@
 //! - `stripe_live.live` is the size of the union of the ranges of the stripe's backrefs; a stripe without any is
 //!   deleted in the same transaction.
 //! - Physical changes (splitting, moving) keep `birth`.
+//! - The counter `Reserved` is the length of all extents that are reserved.
 
 use std::ops::{Bound, Range};
 
 use super::bitmap;
 use crate::base::{Error, Ino, Result, StripeId, TxnId};
 use crate::format::rows::{
-    BackrefKey, BackrefRow, ExtentBody, ExtentKey, ExtentRow, Placement, Run, StripeLiveRow, StripeRow,
+    BackrefKey, BackrefRow, Counter, ExtentBody, ExtentKey, ExtentRow, Placement, Run, StripeLiveRow, StripeRow,
 };
 use crate::format::table::{Backrefs, Extents, StripeLive, Stripes};
 use crate::meta::{Reader, Tx, Visit};
@@ -22,6 +23,8 @@ use crate::meta::{Reader, Tx, Visit};
 pub struct Ledger {
     /// Change of the number of bytes covered by extents.
     pub content_delta: i64,
+    /// Change of the number of bytes that are promised to files and not written.
+    pub reserved_delta: i64,
     /// Shards given up, with their payload blocks; they become free once nobody can read them any more.
     pub freed: Vec<(Placement, u32)>,
     /// Shards whose reserved blocks now belong to a stripe.
@@ -118,6 +121,9 @@ fn cut(tx: &mut Tx<'_>, ino: Ino, offset: u64, row: ExtentRow, hole: &Range<u64>
     let right = (end > hole.end).then(|| part(&row, hole.end - offset, end - hole.end));
     let kept: u64 = left.iter().chain(&right).map(|piece| piece.length).sum();
     ledger.content_delta -= (row.length - kept) as i64;
+    if row.body == ExtentBody::Reserved {
+        count_reserved(tx, -((row.length - kept) as i64), ledger)?;
+    }
     match &left {
         Some(piece) => tx.put::<Extents>(&ExtentKey { ino, offset }, piece)?,
         None => drop(tx.delete::<Extents>(&ExtentKey { ino, offset })?),
@@ -220,8 +226,17 @@ pub fn backrefs(
 /// Adds an extent where the file has none. The stripe of a run must exist; counting its live bytes is the caller's.
 pub fn insert(tx: &mut Tx<'_>, ino: Ino, offset: u64, row: &ExtentRow, ledger: &mut Ledger) -> Result<()> {
     ledger.content_delta += row.length as i64;
+    if row.body == ExtentBody::Reserved {
+        count_reserved(tx, row.length as i64, ledger)?;
+    }
     tx.put::<Extents>(&ExtentKey { ino, offset }, row)?;
     put_backref(tx, ino, offset, row)
+}
+
+fn count_reserved(tx: &mut Tx<'_>, delta: i64, ledger: &mut Ledger) -> Result<()> {
+    ledger.reserved_delta += delta;
+    let reserved = tx.counter(Counter::Reserved)?;
+    tx.set_counter(Counter::Reserved, reserved.saturating_add_signed(delta))
 }
 
 /// Makes `length` bytes at `to` of file `target` show what `source` has at `from`, without copying: inline bytes are

@@ -215,6 +215,7 @@ impl Store {
     /// Takes over what a committed transaction left to do.
     fn settle(&self, ledger: &Ledger) {
         self.space.content_changed(ledger.content_delta);
+        self.reserved_changed(ledger.reserved_delta);
         self.untidy.note(ledger);
         if let Some(devices) = &self.devices {
             let mut allocator = lock(&devices.allocator);

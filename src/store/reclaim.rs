@@ -114,6 +114,7 @@ impl Store {
                 };
                 devices.give_stripes(next..next);
             }
+            self.space.set_reserved(view.counter(Counter::Reserved).unwrap_or(0));
             let mut truncates = lock(&self.truncates);
             let all = (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded);
             view.scan_raw(Intents::ID, all, false, &mut |_, intent| {

@@ -31,6 +31,8 @@ struct Balance {
     promised: u64,
     /// Bytes that may be promised before free space is measured again.
     headroom: u64,
+    /// Bytes promised to files by fallocate, and not written.
+    reserved: u64,
     /// Bytes of content in a store without devices.
     used: u64,
     capacity: u64,
@@ -44,6 +46,11 @@ impl Accounts {
     pub fn content_changed(&self, delta: i64) {
         let mut balance = lock(&self.0);
         balance.used = balance.used.saturating_add_signed(delta);
+    }
+
+    /// What stored files were promised.
+    pub fn set_reserved(&self, bytes: u64) {
+        lock(&self.0).reserved = bytes;
     }
 }
 
@@ -120,10 +127,20 @@ impl Store {
         self.tell_promises(&balance);
     }
 
+    /// Takes note that more bytes, or fewer, are promised to files.
+    pub(super) fn reserved_changed(&self, delta: i64) {
+        if delta != 0 {
+            let mut balance = lock(&self.space.0);
+            balance.reserved = balance.reserved.saturating_add_signed(delta);
+            self.tell_promises(&balance);
+        }
+    }
+
     /// Lets metadata know what it must not take.
     fn tell_promises(&self, balance: &Balance) {
         if let Some(devices) = &self.devices {
-            devices.promised.store(balance.promised + balance.headroom, Ordering::Relaxed);
+            let promised = (balance.promised + balance.headroom).saturating_add(balance.reserved);
+            devices.promised.store(promised, Ordering::Relaxed);
         }
     }
 
@@ -152,7 +169,7 @@ impl Store {
                 let total = devices.total_payload();
                 let reserve =
                     (devices.stripe_bytes() as u64 * RESERVE_STRIPES).max(total / RESERVE_PART).min(total / 20);
-                (total, free, reserve)
+                (total, free.saturating_sub(balance.reserved), reserve)
             }
         }
     }

@@ -156,6 +156,12 @@ fn carry_out(meta: &Meta, stage: Stage, action: &Action, means: &Means<'_>) -> R
     Ok(changed)
 }
 
+fn set_counter(tx: &mut Tx<'_>, counter: Counter, number: u64) -> Result<bool> {
+    let changed = super::scan::counter(tx, counter)? != number;
+    tx.set_counter(counter, number)?;
+    Ok(changed)
+}
+
 fn apply(tx: &mut Tx<'_>, fix: &Fix, means: &Means<'_>) -> Result<bool> {
     let devices = means.devices;
     match fix {
@@ -201,11 +207,8 @@ fn apply(tx: &mut Tx<'_>, fix: &Fix, means: &Means<'_>) -> Result<bool> {
             tx.put::<Inodes>(ino, &new)?;
             Ok(new != row)
         }
-        Fix::Inodes { count } => {
-            let changed = super::scan::counter(tx, Counter::Inodes)? != *count;
-            tx.set_counter(Counter::Inodes, *count)?;
-            Ok(changed)
-        }
+        Fix::Inodes { count } => set_counter(tx, Counter::Inodes, *count),
+        Fix::Reserved { bytes } => set_counter(tx, Counter::Reserved, *bytes),
 
         Fix::SplitContent { ino } => content::split(tx, *ino),
         Fix::Cut { key, hole } => content::cut(tx, key, hole),

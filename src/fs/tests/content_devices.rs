@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::content_model::{Mirror, seeds, step};
 use super::*;
-use crate::base::file::{RenameMode, SetAttr};
+use crate::base::file::{FallocateMode, RenameMode, SetAttr};
 use crate::device::sim::SimWorld;
 use crate::store::open_tests::{format, open};
 
@@ -244,4 +244,39 @@ fn what_was_removed_makes_room_for_names_at_once() {
         fs.unlink(&USER, ROOT, format!("big{at}").as_bytes()).unwrap();
     }
     name().unwrap();
+}
+
+/// Not only in a store that counts bytes: what is promised to a file nobody else gets, and it is there when it is written.
+#[test]
+fn a_promise_holds_when_the_devices_are_full() {
+    let world = SimWorld::new(62, 4, 32 << 20);
+    let fs = make(&world, 2, 2);
+    let file = |name: &[u8]| fs.mknod(&USER, ROOT, name, 0o100_644, 0).unwrap().attr.ino;
+    let (kept, other) = (file(b"kept"), file(b"other"));
+    let before = fs.store().space().available;
+    let promise = before / 3;
+    let keep = FallocateMode::Allocate { keep_size: true };
+    fs.fallocate(&USER, kept, 0, promise, keep).unwrap();
+    assert!(fs.store().space().available + promise <= before);
+    refused!(fs.fallocate(&USER, other, 0, before, keep), NoSpace);
+    // Remounts remember it, and what is given up is free again.
+    fs.fallocate(&USER, kept, 0, promise / 2, FallocateMode::PunchHole).unwrap();
+    fs.fallocate(&USER, kept, 0, promise / 2, keep).unwrap();
+    unmount(fs);
+    let fs = mount(&world, &[0, 1, 2, 3], 9);
+    let mut offset = 0;
+    while let Ok(done) = fs.write(&USER, other, offset, &vec![2; 300_000], false) {
+        offset += done as u64;
+    }
+    fs.syncfs().unwrap();
+    assert!(offset < before - promise, "{offset} of {before} bytes, {promise} of them promised");
+    let mut at = 0;
+    while at < promise {
+        let length = (1 << 20).min(promise - at) as usize;
+        at += fs.write(&USER, kept, at, &vec![1; length], false).unwrap() as u64;
+    }
+    fs.syncfs().unwrap();
+    assert!(read_all(&fs, kept) == vec![1; promise as usize]);
+    let counted = fs.store().view(|view| view.counter(Counter::Reserved)).unwrap();
+    assert_eq!(counted, 0);
 }
