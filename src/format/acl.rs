@@ -53,7 +53,7 @@ pub struct AclEntry {
     pub tag: Tag,
     /// Read 4, write 2, execute 1.
     pub permissions: u16,
-    /// User or group; [`NO_ID`] elsewhere.
+    /// User or group; `u32::MAX` elsewhere.
     pub id: u32,
 }
 
