@@ -310,9 +310,10 @@ pub fn is_dead(mountpoint: &Path) -> bool {
     matches!(probe(mountpoint), Err(Errno::NOTCONN))
 }
 
-/// A dead mount answers from its cache unless it is made to ask.
+/// A dead mount answers from its cache unless it is made to ask. Who asks while it dies is told so in another word.
 fn probe(mountpoint: &Path) -> rustix::io::Result<rustix::fs::Statx> {
     rustix::fs::statx(CWD, mountpoint, AtFlags::STATX_FORCE_SYNC, StatxFlags::TYPE | StatxFlags::MODE)
+        .map_err(|errno| if errno == Errno::CONNABORTED { Errno::NOTCONN } else { errno })
 }
 
 /// The mount point's real path, after dead mounts on it are taken off.
