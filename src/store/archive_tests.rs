@@ -7,7 +7,7 @@ use super::lock;
 use super::open_tests::{format, open};
 use crate::base::{DeviceId, Error, Ino, Prng, Result, StripeId};
 use crate::device::sim::{Fault, On, SimWorld};
-use crate::format::rows::{Placement, StripeRow};
+use crate::format::rows::Placement;
 use crate::format::table::Stripes;
 use crate::meta::{Reader, Tx};
 
@@ -297,19 +297,17 @@ fn headers_of_stripes_are_mended() {
     }
 }
 
-/// A new stripe of a file, and its row.
-fn one_stripe(store: &Store) -> (StripeId, StripeRow) {
+/// A new stripe of which a shard on a device without metadata has no header any more, and that shard.
+fn headless(world: &SimWorld, store: &Store) -> (StripeId, Placement) {
     let write = ContentWrite { ino: Ino(2), offset: 0, bytes: SharedBytes::new(bytes(2, 100_000)) };
     store.commit(&[write], Inline::Small, |_, _| Ok(())).unwrap();
     store.durable_point().unwrap();
     let id = store.stripes_with(None, 1, |_| true).unwrap().0[0];
-    (id, store.view(|view| view.get::<Stripes>(&id)).unwrap().unwrap())
-}
-
-/// Where the stripe has a shard on a device without metadata.
-fn beside_metadata(store: &Store, row: &StripeRow) -> Placement {
+    let row = store.view(|view| view.get::<Stripes>(&id)).unwrap().unwrap();
     let replicas = store.log.as_ref().unwrap().volume.stats().replicas;
-    *row.placements.iter().find(|place| !replicas.contains(&place.device)).unwrap()
+    let place = *row.placements.iter().find(|place| !replicas.contains(&place.device)).unwrap();
+    world.zero(usize::from(place.device.0), place.block.byte_offset()..(place.block.0 + 1) * 4096);
+    (id, place)
 }
 
 /// Nor does it keep the stripes behind it from being looked after.
@@ -317,10 +315,8 @@ fn beside_metadata(store: &Store, row: &StripeRow) -> Placement {
 fn a_shard_whose_header_cannot_be_written_is_moved() {
     let world = SimWorld::new(12, 4, SIZE);
     let store = format(&world, 2, 1).unwrap();
-    let (id, row) = one_stripe(&store);
-    let place = beside_metadata(&store, &row);
+    let (id, place) = headless(&world, &store);
     let device = usize::from(place.device.0);
-    world.zero(device, place.block.byte_offset()..(place.block.0 + 1) * 4096);
     world.fault(device, Fault::Fail { on: On::Write, nth: 0, sticky: true });
     let progress = store.scrub(&mut |_| true).unwrap();
     assert_eq!((progress.repaired.rebuilt, progress.repaired.missing, progress.lost), (1, 0, 0), "{progress:?}");
@@ -333,11 +329,9 @@ fn a_shard_whose_header_cannot_be_written_is_moved() {
 fn blocks_are_not_given_away_while_a_header_is_written_there() {
     let world = SimWorld::new(13, 4, SIZE);
     let store = format(&world, 2, 1).unwrap();
-    let (id, row) = one_stripe(&store);
-    let place = beside_metadata(&store, &row);
+    let (id, place) = headless(&world, &store);
     let device = usize::from(place.device.0);
     let deferred = || lock(&store.devices.as_ref().unwrap().allocator).deferred_blocks(place.device);
-    world.zero(device, place.block.byte_offset()..(place.block.0 + 1) * 4096);
     world.fault(device, Fault::Hang { on: On::Write });
     std::thread::scope(|scope| {
         let mending = scope.spawn(|| store.mend_headers(id).unwrap());

@@ -37,6 +37,14 @@ fn bounded(what: &str, seed: u64, store: &Store, (least, most): (u64, u64)) {
     assert!((least..=most).contains(&last), "seed {seed}, {what}: transaction {last}, not within {least}..={most}");
 }
 
+/// Pulls a device out, and goes on until its replica is dropped.
+fn pull(world: &SimWorld, device: usize, store: &mut Store, prng: &mut Prng) {
+    world.fault(device, Fault::Gone);
+    while store.volume.stats().dropped_replicas == 0 {
+        store.step(prng).unwrap();
+    }
+}
+
 /// One replica stops working in some way, at some moment; nobody above notices, and nothing is lost.
 #[test]
 fn a_failing_replica_is_dropped_before_anything_is_acknowledged() {
@@ -281,10 +289,7 @@ fn a_replica_comes_back_whole() {
         let mut store = Store::format(setup, world.clone(), &mut prng).unwrap();
         store.steps(20, &mut prng).unwrap();
         let victim = prng.below(2) as usize;
-        world.fault(victim, Fault::Gone);
-        while store.volume.stats().dropped_replicas == 0 {
-            store.step(&mut prng).unwrap();
-        }
+        pull(&world, victim, &mut store, &mut prng);
         store.steps(20, &mut prng).unwrap();
         world.heal(victim);
         let new = if prng.chance(1, 2) { victim } else { 2 };
@@ -324,10 +329,7 @@ fn a_replica_is_not_whole_before_the_log_was_read_to_its_end() {
         let world = SimWorld::new(seed, setup.devices, SIZE);
         let mut store = Store::format(setup, world.clone(), &mut prng).unwrap();
         store.steps(20, &mut prng).unwrap();
-        world.fault(0, Fault::Gone);
-        while store.volume.stats().dropped_replicas == 0 {
-            store.step(&mut prng).unwrap();
-        }
+        pull(&world, 0, &mut store, &mut prng);
         store.steps(prng.below(40), &mut prng).unwrap();
         world.heal(0);
         let sticky = prng.chance(1, 2);
@@ -362,10 +364,7 @@ fn a_replica_of_another_future_takes_over_the_one_that_counts() {
         let mut lost = open("another future", seed, setup, &other, &[1], &store.history, &mut prng);
         lost.steps(60, &mut prng).unwrap();
         drop(lost);
-        world.fault(1, Fault::Gone);
-        while store.volume.stats().dropped_replicas == 0 {
-            store.step(&mut prng).unwrap();
-        }
+        pull(&world, 1, &mut store, &mut prng);
         store.steps(10, &mut prng).unwrap();
         world.heal(1);
         world.restore(1, &other.snapshot(1));
