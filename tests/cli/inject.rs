@@ -123,7 +123,7 @@ fn two_silent_devices_keep_nobody_from_reading() {
     let status = bench.json(&["--json", "status", &mnt]);
     assert!(status.to_string().contains("does not answer"), "{status}");
     bench.ok(&["debug", "inject", &mnt, "--clear"]);
-    wait_until("the pool to be well again", || bench.ok(&["status", &mnt]).contains("HEALTHY"));
+    wait_until("the pool to be well again", || text(&bench.run(&["status", &mnt]).stdout).contains("HEALTHY"));
     bench.ok(&["umount", &mnt]);
     assert!(bench.ok(&["fsck", "--data", &bench.image(0)]).contains("clean"));
 }
