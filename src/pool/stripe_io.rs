@@ -276,9 +276,28 @@ fn reconstruct(
     Ok(rebuilt)
 }
 
-/// The whole payloads of the `wanted` shards, computed from the others.
+/// The whole payloads of the `wanted` shards, computed from the others; where fewer than k shards are good all over, from
+/// those that are good in each place, as reads do it.
 pub fn rebuild_shards(media: &dyn Media, id: StripeId, row: &StripeRow, wanted: &[usize]) -> Result<Vec<AlignedBuf>> {
-    reconstruct(media, id, row, wanted, &(0..row.granules()), &mut Vec::new())
+    let rebuilt = reconstruct(media, id, row, wanted, &(0..row.granules()), &mut Vec::new());
+    if !matches!(rebuilt, Err(Error::Corrupt(_))) {
+        return rebuilt;
+    }
+    let mut payloads: Vec<AlignedBuf> = wanted.iter().map(|_| AlignedBuf::scratch(shard_bytes(row))).collect();
+    for granule in 0..row.granules() {
+        let here = granule..granule + 1;
+        let pieces = reconstruct(media, id, row, wanted, &here, &mut Vec::new())?;
+        for (payload, piece) in payloads.iter_mut().zip(&pieces) {
+            payload[byte_range(row, &here)].copy_from_slice(piece);
+        }
+    }
+    Ok(payloads)
+}
+
+/// Whether some of a stripe cannot be read any more. `bad` are its shards that are not as they should be.
+pub fn is_lost(media: &dyn Media, id: StripeId, row: &StripeRow, bad: &[BadShard]) -> bool {
+    let wanted: Vec<usize> = bad.iter().map(|shard| usize::from(shard.index)).collect();
+    wanted.len() > usize::from(row.m) && rebuild_shards(media, id, row, &wanted).is_err()
 }
 
 /// The whole payload of one shard as its device has it, if it verifies.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::commit::{ContentWrite, SharedBytes, Written};
 use super::devices::{Devices, load_bitmap, run_of};
 use super::maintain::Progress;
-use super::repair::{Repaired, write_shard};
+use super::repair::{Repaired, Verified, write_shard};
 use super::{Store, lock, pack};
 use crate::base::sync::atomic::{AtomicU64, Ordering};
 use crate::base::sync::{Mutex, MutexGuard};
@@ -24,7 +24,7 @@ use crate::format::shard::ShardHeader;
 use crate::meta::Meta;
 use crate::pool::Pool;
 use crate::pool::allocator::{Allocator, Run};
-use crate::pool::stripe_io::{self, BadShard, Fault, Media, PayloadRead};
+use crate::pool::stripe_io::{self, Fault, Media, PayloadRead};
 
 /// Archives the labels name.
 const KEPT: usize = 2;
@@ -395,17 +395,14 @@ impl Store {
     }
 
     /// Reads every shard of every archive; `visit` learns which are bad, or why a stripe cannot be told from other blocks.
-    pub fn verify_archives(&self, visit: &mut dyn FnMut(Result<(StripeId, StripeRow, Vec<BadShard>)>)) {
+    pub fn verify_archives(&self, visit: &mut dyn FnMut(Result<(StripeId, Verified)>)) {
         let Ok((pool, devices)) = self.whole() else { return };
         let _only = lock(&self.archives.writing);
         let held = lock(&self.archives.held).clone();
         let media = &*devices.membership;
         for stripe in held.iter().flat_map(Held::stripes) {
             let id = StripeId(stripe.stripe);
-            visit(row_of(media, pool.uuid(), stripe).map(|(row, _)| {
-                let bad = stripe_io::verify_stripe(media, id, &row);
-                (id, row, bad)
-            }));
+            visit(row_of(media, pool.uuid(), stripe).map(|(row, _)| (id, Verified::read(media, id, row))));
         }
     }
 

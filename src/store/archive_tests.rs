@@ -43,8 +43,8 @@ fn contents(store: &Store) -> Vec<Vec<u8>> {
 
 fn assert_whole(store: &Store) {
     store.verify_archives(&mut |verified| {
-        let (id, _, bad) = verified.unwrap();
-        assert!(bad.is_empty(), "stripe {id}: {bad:?}");
+        let (id, verified) = verified.unwrap();
+        assert!(verified.bad.is_empty(), "stripe {id}: {verified:?}");
     });
 }
 

@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, Range};
 
+use super::repair::Verified;
 use super::{Store, extents, lock};
 use crate::base::sync::Mutex;
 use crate::base::{BLOCK_SIZE, Error, Ino, Result, StripeId, Timestamp};
 use crate::format::rows::{DamageRow, ExtentBody, ExtentKey};
 use crate::format::table::{Damage, Extents, Stripes};
 use crate::meta::{Reader, Visit};
-use crate::pool::stripe_io;
 
 /// The stripes that are damaged.
 #[derive(Debug, Default)]
@@ -46,11 +46,11 @@ impl Store {
     pub(super) fn note_damage(&self, id: StripeId) -> Result<()> {
         let Some(devices) = &self.devices else { return Ok(()) };
         let Some(row) = self.view(|view| view.get::<Stripes>(&id))? else { return Ok(()) };
-        let bad = stripe_io::verify_stripe(&*devices.membership, id, &row).len();
-        if bad <= usize::from(row.m) {
+        let verified = Verified::read(&*devices.membership, id, row);
+        if !verified.lost {
             return Ok(());
         }
-        let bad = u8::try_from(bad).unwrap_or(u8::MAX);
+        let bad = u8::try_from(verified.bad.len()).unwrap_or(u8::MAX);
         self.transact(|tx, _| {
             let found = tx.get::<Damage>(&id)?.map_or(tx.now(), |known| known.found);
             tx.put::<Damage>(&id, &DamageRow { found, bad })

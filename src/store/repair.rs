@@ -20,7 +20,7 @@ use crate::format::shard::ShardHeader;
 use crate::format::table::{Intents, Stripes, Table};
 use crate::meta::{Reader, Visit};
 use crate::pool::allocator::Loader;
-use crate::pool::stripe_io::{self, BadShard, Fault};
+use crate::pool::stripe_io::{self, BadShard, Fault, Media};
 
 /// Stripes that reads found bad and nobody has looked after yet; bounded, because a scrub finds the rest.
 #[derive(Debug, Default)]
@@ -88,6 +88,23 @@ impl Repaired {
     }
 }
 
+/// What reading every shard of a stripe told.
+#[derive(Debug)]
+pub struct Verified {
+    pub row: StripeRow,
+    pub bad: Vec<BadShard>,
+    /// Whether some of the stripe cannot be read any more.
+    pub lost: bool,
+}
+
+impl Verified {
+    pub(super) fn read(media: &dyn Media, id: StripeId, row: StripeRow) -> Verified {
+        let bad = stripe_io::verify_stripe(media, id, &row);
+        let lost = stripe_io::is_lost(media, id, &row, &bad);
+        Verified { row, bad, lost }
+    }
+}
+
 impl Store {
     /// Repairs what reads found bad. Returns how many stripes were looked after.
     pub fn repair_queued(&self) -> Result<usize> {
@@ -105,16 +122,16 @@ impl Store {
 
     /// Reads every shard of a stripe and tells which are bad; nothing is changed. `None`: there is no such stripe, or it
     /// changed meanwhile.
-    pub fn verify(&self, id: StripeId) -> Result<Option<(StripeRow, Vec<BadShard>)>> {
+    pub fn verify(&self, id: StripeId) -> Result<Option<Verified>> {
         let Some(devices) = self.devices.clone() else { return Ok(None) };
         let _window = devices.enter_read(self.meta.committed());
         let Some(row) = self.view(|view| view.get::<Stripes>(&id))? else { return Ok(None) };
-        let bad = stripe_io::verify_stripe(&*devices.membership, id, &row);
-        if !bad.is_empty() && self.view(|view| view.get::<Stripes>(&id))?.as_ref() != Some(&row) {
+        let verified = Verified::read(&*devices.membership, id, row);
+        if !verified.bad.is_empty() && self.view(|view| view.get::<Stripes>(&id))?.as_ref() != Some(&verified.row) {
             return Ok(None);
         }
-        self.note_bad(&bad);
-        Ok(Some((row, bad)))
+        self.note_bad(&verified.bad);
+        Ok(Some(verified))
     }
 
     /// Verifies every shard of a stripe, rewrites those that are corrupt and rebuilds those that are lost.

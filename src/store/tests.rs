@@ -329,6 +329,11 @@ impl Rig {
         lock(&self.store.devices.as_ref().unwrap().allocator).free_blocks(device)
     }
 
+    /// The first of them.
+    fn stripe(&self) -> StripeId {
+        self.store.stripes_with(None, 1, |_| true).unwrap().0[0]
+    }
+
     fn stripes(&self) -> usize {
         self.store.stripes_with(None, usize::MAX, |_| true).unwrap().0.len()
     }
@@ -440,9 +445,9 @@ impl Rig {
     }
 }
 
-/// Forty files of 4 KiB in one stripe of 4+2.
+/// Forty files of 4 KiB in one stripe of 4+2, and a device to spare.
 fn packed(prng: &mut Prng) -> (Rig, StripeRow) {
-    let mut rig = Rig::new(6, 4, 2);
+    let mut rig = Rig::new(7, 4, 2);
     let writes: Vec<ContentWrite> = (2..42)
         .map(|ino| {
             let bytes = noise(prng, 4096);
@@ -452,8 +457,7 @@ fn packed(prng: &mut Prng) -> (Rig, StripeRow) {
         .collect();
     rig.store.commit(&writes, Inline::Small, |_, _| Ok(())).unwrap();
     assert_eq!(rig.stripes(), 1);
-    let id = rig.store.stripes_with(None, 1, |_| true).unwrap().0[0];
-    let row = rig.store.view(|view| view.get::<table::Stripes>(&id)).unwrap().unwrap();
+    let row = rig.store.view(|view| view.get::<table::Stripes>(&rig.stripe())).unwrap().unwrap();
     (rig, row)
 }
 
@@ -488,6 +492,32 @@ fn damage_beside_a_file_does_not_keep_it_from_being_read() {
         })
         .collect();
     assert_eq!(results.iter().filter(|good| !**good).count(), 4, "{results:?}");
+}
+
+/// More than m shards of a stripe are bad, but no two of them in the same place: reads get everything, and so does a repair.
+#[test]
+fn what_can_be_read_can_be_repaired_and_moved() {
+    let mut prng = Prng::new(18);
+    let (rig, row) = packed(&mut prng);
+    let spoil = |shards: std::ops::Range<usize>| {
+        for (at, placement) in row.placements.iter().enumerate().take(shards.end).skip(shards.start) {
+            let at = (placement.block.0 + 1 + at as u64) * 4096;
+            rig.pool.world.corrupt(usize::from(placement.device.0), at..at + 4096);
+        }
+    };
+    spoil(0..5);
+    rig.check();
+    let verified = rig.store.verify(rig.stripe()).unwrap().unwrap();
+    assert!(verified.bad.len() == 5 && !verified.lost, "{verified:?}");
+    let scrubbed = rig.store.scrub(&mut |_| true).unwrap();
+    assert_eq!((scrubbed.lost, scrubbed.repaired.rewritten), (0, 5));
+    assert_eq!(rig.store.verify(rig.stripe()).unwrap().unwrap().bad, []);
+    // A device that goes is emptied first.
+    spoil(0..5);
+    let emptied = rig.store.evacuate(row.placements[0].device, &mut |_| true).unwrap();
+    assert_eq!((emptied.lost, emptied.repaired.missing), (0, 0));
+    lock(&rig.pool.gone).push(row.placements[0].device);
+    rig.check();
 }
 
 /// What is in memory yet will be gone.

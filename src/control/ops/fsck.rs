@@ -21,9 +21,9 @@ use crate::control::service::{PoolService, outcome};
 use crate::format::label::MemberState;
 use crate::format::rows::{Placement, StripeRow};
 use crate::pool::PoolState;
-use crate::pool::stripe_io::{BadShard, Fault};
+use crate::pool::stripe_io::Fault;
 use crate::store::Store;
-use crate::store::repair::Repaired;
+use crate::store::repair::{Repaired, Verified};
 
 /// Stripes looked up at once.
 const PAGE: usize = 1024;
@@ -357,12 +357,13 @@ fn shards(
     let mut shards = 0;
     each_stripe(store, &mut |id, done| {
         let mut bad_shards = Vec::new();
-        if let Some((row, bad)) = store.verify(id)? {
-            shards += row.placements.len() as u64;
-            if report(id, &row, &bad, findings) && lost.len() < LOST {
+        if let Some(verified) = store.verify(id)? {
+            shards += verified.row.placements.len() as u64;
+            report(id, &verified, findings);
+            if verified.lost && lost.len() < LOST {
                 lost.push(id);
             }
-            bad_shards = bad.iter().map(|shard| usize::from(shard.index)).collect();
+            bad_shards = verified.bad.iter().map(|shard| usize::from(shard.index)).collect();
         }
         if let Some((row, wrong)) = store.wrong_headers(id)? {
             // Of a shard that is bad all of it is written anew.
@@ -373,19 +374,17 @@ fn shards(
         ticket.advance(done, 0, reply)
     })?;
     store.verify_archives(&mut |verified| match verified {
-        Ok((id, row, bad)) => {
-            shards += row.placements.len() as u64;
-            report(id, &row, &bad, findings);
+        Ok((id, verified)) => {
+            shards += verified.row.placements.len() as u64;
+            report(id, &verified, findings);
         }
         Err(error) => findings.add(Issue::StripeLost, || error.to_string()),
     });
     Ok(shards)
 }
 
-/// Notes what is bad; whether the stripe is lost.
-fn report(id: StripeId, row: &StripeRow, bad: &[BadShard], findings: &mut Findings) -> bool {
-    let bad: Vec<&BadShard> = bad.iter().filter(|shard| shard.fault != Fault::Avoided).collect();
-    let lost = bad.len() > usize::from(row.m);
+/// Notes what is bad.
+fn report(id: StripeId, Verified { row, bad, lost }: &Verified, findings: &mut Findings) {
     findings.expect(!lost, Issue::StripeLost, || {
         format!("stripe {id}: {} of {} shards are bad", bad.len(), row.placements.len())
     });
@@ -393,7 +392,6 @@ fn report(id: StripeId, row: &StripeRow, bad: &[BadShard], findings: &mut Findin
         let issue = if shard.fault == Fault::Checksum { Issue::ShardCorrupt } else { Issue::ShardMissing };
         findings.add(issue, || place(id, usize::from(shard.index), row));
     }
-    lost
 }
 
 fn place(id: StripeId, index: usize, row: &StripeRow) -> String {

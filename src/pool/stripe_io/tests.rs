@@ -250,6 +250,37 @@ fn verification_and_rebuilding_find_exactly_what_is_wrong() {
     assert!(matches!(rebuild_shards(&bench, StripeId(5), &row, &[4]), Err(Error::Corrupt(_))));
 }
 
+/// Every shard is bad somewhere, but nowhere are more than m of them.
+#[test]
+fn shards_that_are_bad_in_different_places_are_rebuilt_from_each_other() {
+    for seed in 0..30 {
+        let mut prng = Prng::new(seed);
+        let geometry = Geometry::new(1 + prng.below(5) as u8, 1 + prng.below(3) as u8).unwrap();
+        let shards = usize::from(geometry.shards());
+        let bench = Bench::new(seed, shards);
+        let shard_blocks = 16 + prng.below(100) as u32;
+        let (row, _) = bench.write(&mut prng, geometry, shard_blocks, 256);
+        let good: Vec<AlignedBuf> = (0..shards).map(|shard| read_shard(&bench, &row, shard).unwrap()).collect();
+        let spoil = |shard: usize, granule: usize| {
+            let bytes = byte_range(&row, &(granule..granule + 1));
+            let at = payload_offset(row.placements[shard], &bytes);
+            bench.world.flip_bits(shard, at..at + bytes.len() as u64, 1);
+        };
+        (0..shards).for_each(|shard| spoil(shard, shard % row.granules()));
+        let bad = verify_stripe(&bench, StripeId(5), &row);
+        assert_eq!(bad.len(), shards, "seed {seed}");
+        assert!(!is_lost(&bench, StripeId(5), &row, &bad), "seed {seed}");
+        let wanted: Vec<usize> = (0..shards).collect();
+        let rebuilt = rebuild_shards(&bench, StripeId(5), &row, &wanted).unwrap();
+        assert!(rebuilt.iter().zip(&good).all(|(rebuilt, good)| rebuilt[..] == good[..]), "seed {seed}");
+        // One place has too few.
+        (0..=usize::from(geometry.m())).for_each(|shard| spoil(shard, row.granules() - 1));
+        let bad = verify_stripe(&bench, StripeId(5), &row);
+        assert!(is_lost(&bench, StripeId(5), &row, &bad), "seed {seed}");
+        assert!(matches!(rebuild_shards(&bench, StripeId(5), &row, &wanted), Err(Error::Corrupt(_))), "seed {seed}");
+    }
+}
+
 #[test]
 fn rows_of_usual_stripes_stay_below_a_kilobyte() {
     for shards in 1..=16_usize {
