@@ -76,6 +76,33 @@ impl Fs {
         outcome
     }
 
+    /// Lets a file read as zeros where its content is lost. What is lost is looked up while nothing else of the file is committed:
+    /// what somebody restores meanwhile stays. Returns how many bytes were given up.
+    pub fn give_up_lost(&self, caller: &Caller, node: Ino) -> Result<u64> {
+        if self.options.read_only {
+            return Err(Error::ReadOnly);
+        }
+        let inode = self.inodes.state(self.inner(node)?);
+        attr::check_changeable(&self.regular(&inode)?, false)?;
+        let mut reshape = self.reshape(&inode);
+        reshape.pause(0..u64::MAX)?;
+        let lost = self.store.lost_of_file(inode.ino)?;
+        let steps = Steps { punch: true, promise: false, extend: false };
+        let flags = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u32;
+        for range in &lost {
+            let mut at = range.start;
+            while at < range.end {
+                at = self.fallocate_step(caller, inode.ino, at..range.end, steps, (range, flags))?;
+            }
+        }
+        Ok(length(&lost))
+    }
+
+    /// How many bytes of a file cannot be read any more, as far as its damage was found.
+    pub fn lost(&self, node: Ino) -> Result<u64> {
+        Ok(length(&self.store.lost_of_file(self.inner(node)?)?))
+    }
+
     /// Works on a bounded part of `range`; returns where it ends. The last step tells the journal of all of it.
     fn fallocate_step(
         &self,
@@ -138,4 +165,8 @@ impl Fs {
             done => done,
         }
     }
+}
+
+fn length(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
 }

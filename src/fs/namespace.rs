@@ -216,12 +216,27 @@ impl Fs {
 
     /// Removes a name of anything but a directory.
     pub fn unlink(&self, caller: &Caller, parent: Ino, name: &[u8]) -> Result<()> {
-        self.remove(caller, parent, name, |row| if attr::is_directory(row) { Err(Error::IsDirectory) } else { Ok(()) })
+        self.remove(
+            caller,
+            parent,
+            name,
+            |_, row| if attr::is_directory(row) { Err(Error::IsDirectory) } else { Ok(()) },
+        )
+    }
+
+    /// Removes a name of one inode; [`Error::NotFound`] when it is another one's by now.
+    pub fn unlink_inode(&self, caller: &Caller, parent: Ino, name: &[u8], node: Ino) -> Result<()> {
+        let ino = self.inner(node)?;
+        self.remove(caller, parent, name, |found, row| match attr::is_directory(row) {
+            true => Err(Error::IsDirectory),
+            false if found != ino => Err(Error::NotFound),
+            false => Ok(()),
+        })
     }
 
     /// Removes an empty directory.
     pub fn rmdir(&self, caller: &Caller, parent: Ino, name: &[u8]) -> Result<()> {
-        self.remove(caller, parent, name, |row| {
+        self.remove(caller, parent, name, |_, row| {
             if !attr::is_directory(row) {
                 Err(Error::NotDirectory)
             } else if row.entries > 0 {
@@ -237,7 +252,7 @@ impl Fs {
         caller: &Caller,
         parent: Ino,
         name: &[u8],
-        check: impl FnOnce(&InodeRow) -> Result<()>,
+        check: impl FnOnce(Ino, &InodeRow) -> Result<()>,
     ) -> Result<()> {
         dentry::check_name(name)?;
         let parent = self.inner(parent)?;
@@ -246,7 +261,7 @@ impl Fs {
             let found = dentry::find(change.tx, parent, self.names.base(name), name)?.ok_or(Error::NotFound)?;
             let victim = change.load_named(found.ino)?;
             let row = change.row(victim);
-            check(row)?;
+            check(found.ino, row)?;
             attr::check_changeable(row, false)?;
             attr::check_changeable(change.row(directory), false)?;
             let is_directory = attr::is_directory(row);

@@ -79,7 +79,7 @@ impl Store {
         let known: Vec<StripeId> = lock(&self.damages.0).iter().copied().collect();
         let mut damage = Vec::new();
         for stripe in known {
-            let lost = self.lost_of(stripe)?;
+            let lost = self.lost_of(stripe, None)?;
             match self.view(|view| view.get::<Damage>(&stripe))? {
                 Some(row) if !lost.is_empty() => {
                     damage.push(Damaged { stripe, found: row.found, bad: row.bad, lost });
@@ -94,11 +94,25 @@ impl Store {
         Ok(damage)
     }
 
-    /// What cannot be read of the files that have content in a stripe.
-    fn lost_of(&self, stripe: StripeId) -> Result<BTreeMap<Ino, Vec<Range<u64>>>> {
+    /// What cannot be read of a file now, as far as its damage was found.
+    pub fn lost_of_file(&self, ino: Ino) -> Result<Vec<Range<u64>>> {
+        let known: Vec<StripeId> = lock(&self.damages.0).iter().copied().collect();
+        let mut lost = Vec::new();
+        for stripe in known {
+            lost.extend(self.lost_of(stripe, Some(ino))?.remove(&ino).unwrap_or_default());
+        }
+        lost.sort_by_key(|range| range.start);
+        Ok(lost)
+    }
+
+    /// What cannot be read of the files that have content in a stripe, or of one of them.
+    fn lost_of(&self, stripe: StripeId, only: Option<Ino>) -> Result<BTreeMap<Ino, Vec<Range<u64>>>> {
         let mut owned = Vec::new();
         self.view(|view| {
             extents::backrefs(view, stripe, |key, _| {
+                if only.is_some_and(|ino| ino != key.ino) {
+                    return Ok(Visit::Continue(()));
+                }
                 let extent = view.get::<Extents>(&ExtentKey { ino: key.ino, offset: key.offset })?;
                 if let Some(extent) = extent
                     && matches!(&extent.body, ExtentBody::Run(run) if run.stripe == stripe)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::base::file::{Caller, FallocateMode};
+use crate::base::file::Caller;
 use crate::base::{Error, Ino, Result, Timestamp};
 use crate::check;
 use crate::control::protocol::{DamageAction, Outcome};
@@ -40,20 +40,27 @@ pub fn damage(service: &PoolService, action: &DamageAction) -> Result<Outcome> {
         None => Arc::new(Fs::open(Arc::clone(&service.store), Options::default())?),
     };
     let (parent, name, ino) = find(service, &fs, path)?;
-    // What was written there just now is not lost.
-    fs.syncfs()?;
-    let damage = damage_of(service)?;
-    let Some((_, ranges)) = damage.get(&ino) else {
-        return Err(Error::Usage(format!("nothing of {path} is damaged: `argosfs damage` lists what is")));
-    };
-    let lost: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-    if delete {
-        fs.unlink(&Caller::ROOT, parent, &name)?;
-    } else {
-        ranges.iter().try_for_each(|range| {
-            fs.fallocate(&Caller::ROOT, ino, range.start, range.end - range.start, FallocateMode::PunchHole)
+    let nothing = || Error::Usage(format!("nothing of {path} is damaged: `argosfs damage` lists what is"));
+    let lost = if delete {
+        // What was written there just now is not lost.
+        fs.syncfs()?;
+        let lost = fs.lost(ino)?;
+        if lost == 0 {
+            return Err(nothing());
+        }
+        fs.unlink_inode(&Caller::ROOT, parent, &name, ino).map_err(|error| match error {
+            Error::NotFound => {
+                Error::Usage(format!("{path} was replaced meanwhile: `argosfs damage` lists what is left"))
+            }
+            other => other,
         })?;
-    }
+        lost
+    } else {
+        match fs.give_up_lost(&Caller::ROOT, ino)? {
+            0 => return Err(nothing()),
+            lost => lost,
+        }
+    };
     if service.mounted.is_none() {
         fs.forget_all();
     }

@@ -1,11 +1,14 @@
 //! Content on whole pools of simulated devices: remounts, power cuts, the last byte of space.
 
+use std::ops::Bound::Unbounded;
 use std::sync::Arc;
 
 use super::content_model::{Mirror, seeds, step};
 use super::*;
 use crate::base::file::{FallocateMode, RenameMode, SetAttr};
 use crate::device::sim::SimWorld;
+use crate::format::rows::StripeRow;
+use crate::format::table::Stripes;
 use crate::store::open_tests::{format, open};
 
 const SIZE: u64 = 64 << 20;
@@ -279,4 +282,53 @@ fn a_promise_holds_when_the_devices_are_full() {
     assert!(read_all(&fs, kept) == vec![1; promise as usize]);
     let counted = fs.store().view(|view| view.counter(Counter::Reserved)).unwrap();
     assert_eq!(counted, 0);
+}
+
+#[test]
+fn what_is_lost_is_given_up_but_not_what_was_restored() {
+    let world = SimWorld::new(3, 3, SIZE);
+    let fs = make(&world, 2, 1);
+    let make = |name: &[u8]| fs.mknod(&USER, ROOT, name, 0o100_644, 0).unwrap().attr.ino;
+    let (ino, other) = (make(b"file"), make(b"other"));
+    let content: Vec<u8> = (0..400_000u32).map(|at| (at % 251) as u8 + 1).collect();
+    fs.write(&USER, ino, 0, &content, false).unwrap();
+    fs.syncfs().unwrap();
+    assert_eq!(fs.lost(ino).unwrap(), 0);
+    assert_eq!(fs.give_up_lost(&ADMIN, ino).unwrap(), 0);
+    // Of each stripe the first block of two shards out of three.
+    let rows: Vec<StripeRow> = fs
+        .store()
+        .view(|view| {
+            let mut rows = Vec::new();
+            view.scan::<Stripes>((Unbounded, Unbounded), |_, row| {
+                rows.push(row);
+                Ok(Visit::Continue(()))
+            })?;
+            Ok(rows)
+        })
+        .unwrap();
+    for placement in rows.iter().flat_map(|row| &row.placements[..2]) {
+        let at = (placement.block.0 + 1) * 4096;
+        world.corrupt(usize::from(placement.device.0), at..at + 4096);
+    }
+    assert_eq!(fs.store().scrub(&mut |_| true).unwrap().lost, rows.len() as u64);
+    let damage = fs.store().damage().unwrap();
+    let first = damage[0].lost.values().next().unwrap()[0].start;
+    let lost = fs.lost(ino).unwrap();
+    assert!(lost > 4096);
+
+    fs.write(&USER, ino, first, &content[first as usize..][..4096], false).unwrap();
+    assert_eq!(fs.give_up_lost(&ADMIN, ino).unwrap(), lost - 4096);
+    let kept = read_all(&fs, ino);
+    assert_eq!(kept.iter().filter(|byte| **byte == 0).count() as u64, lost - 4096);
+    assert!(kept[first as usize..][..4096] == content[first as usize..][..4096]);
+    assert!(kept.iter().zip(&content).all(|(kept, byte)| kept == byte || *kept == 0));
+    assert_eq!(fs.lost(ino).unwrap(), 0);
+
+    // Somebody put another file in the place of the one that is to go.
+    fs.rename(&USER, ROOT, b"other", ROOT, b"file", RenameMode::Replace).unwrap();
+    assert!(matches!(fs.unlink_inode(&ADMIN, ROOT, b"file", ino), Err(Error::NotFound)));
+    assert_eq!(fs.lookup(&ADMIN, ROOT, b"file").unwrap().attr.ino, other);
+    fs.unlink_inode(&ADMIN, ROOT, b"file", other).unwrap();
+    assert!(matches!(fs.lookup(&ADMIN, ROOT, b"file"), Err(Error::NotFound)));
 }
