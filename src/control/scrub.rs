@@ -22,8 +22,9 @@ use crate::store::Store;
 use crate::store::maintain::Progress;
 use crate::store::repair::Repaired;
 
-/// Where the row is kept.
+/// Where the row is kept, and the limit, for when it goes on with the next mount.
 const KEY: &[u8] = b"scrub";
+const LIMIT_KEY: &[u8] = b"scrub-limit";
 /// Seconds between two stores of how far it is.
 const SAVE_EVERY: i64 = 5;
 /// While others use the pool, a scrub rests so many times as long as it works.
@@ -163,14 +164,7 @@ impl Shared {
     fn rest(&self, pace: &mut Pace, bytes: u64) {
         let activity = self.store.activity();
         let worked = self.now_ns().saturating_sub(pace.at_ns);
-        let limit = self.state().limit;
-        let mut rest = Duration::ZERO;
-        if activity != pace.activity {
-            rest = Duration::from_nanos(worked.saturating_mul(REST)).min(REST_MAX);
-        }
-        if let Some(due) = bytes.saturating_mul(1_000_000_000).checked_div(limit) {
-            rest = rest.max(Duration::from_nanos(due.saturating_sub(worked)));
-        }
+        let rest = rest_after(worked, activity != pace.activity, bytes, self.state().limit);
         if !rest.is_zero() {
             let state = self.state();
             let going_on = |state: &mut State| state.order == Order::Run;
@@ -179,6 +173,14 @@ impl Shared {
         // What others did meanwhile is no reason to rest again.
         *pace = Pace { since: pace.since, at_ns: self.now_ns(), activity: self.store.activity() };
     }
+}
+
+/// How long to rest after so many nanoseconds of work on so many bytes: longer than that work was when others are `busy`, and
+/// as long as `limit` bytes a second demand, if that is not 0.
+fn rest_after(worked: u64, busy: bool, bytes: u64, limit: u64) -> Duration {
+    let yielded = if busy { Duration::from_nanos(worked.saturating_mul(REST)).min(REST_MAX) } else { Duration::ZERO };
+    let due = bytes.saturating_mul(1_000_000_000).checked_div(limit).unwrap_or(0);
+    yielded.max(Duration::from_nanos(due.saturating_sub(worked)))
 }
 
 /// What the rests are reckoned from.
@@ -191,14 +193,17 @@ struct Pace {
 impl Scrubber {
     /// Takes up what is stored of the last scrub.
     pub fn new(store: Arc<Store>, clock: Arc<dyn Clock>) -> Scrubber {
-        let stored = store.view(|view| view.get::<Config>(&ConfigKey { name: KEY.to_vec() }));
-        let row = stored.ok().flatten().and_then(|bytes| ScrubRow::decode(&bytes).ok()).unwrap_or_default();
+        let stored =
+            |key: &[u8]| store.view(|view| view.get::<Config>(&ConfigKey { name: key.to_vec() })).ok().flatten();
+        let row = stored(KEY).and_then(|bytes| ScrubRow::decode(&bytes).ok()).unwrap_or_default();
+        let limit = stored(LIMIT_KEY).and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?))).unwrap_or(0);
+        let going_on = matches!(row.state, ScrubState::Running | ScrubState::Paused);
         let state = State {
             order: Order::Run,
             row,
             unbroken: false,
-            limit: 0,
-            total_bytes: 0,
+            limit,
+            total_bytes: if going_on { bytes_in_use(&store).unwrap_or(0) } else { 0 },
             running: false,
             failed: None,
             thread: None,
@@ -211,7 +216,16 @@ impl Scrubber {
         self.0.store.meta().check()?;
         let total = bytes_in_use(&self.0.store)?;
         let mut state = self.0.state();
-        state.limit = limit;
+        let relimited = std::mem::replace(&mut state.limit, limit) != limit;
+        if state.running && !relimited {
+            return Ok(());
+        }
+        drop(state);
+        if relimited {
+            let key = ConfigKey { name: LIMIT_KEY.to_vec() };
+            self.0.store.transact(|tx, _| tx.put::<Config>(&key, &limit.to_le_bytes().to_vec()))?;
+        }
+        let mut state = self.0.state();
         if state.running {
             return Ok(());
         }
@@ -247,7 +261,11 @@ impl Scrubber {
 
     /// Goes on with a scrub that the last unmount or crash interrupted.
     pub fn resume_interrupted(&self) -> Result<()> {
-        if self.0.state().row.state == ScrubState::Running { self.start(0) } else { Ok(()) }
+        let (state, limit) = {
+            let state = self.0.state();
+            (state.row.state, state.limit)
+        };
+        if state == ScrubState::Running { self.start(limit) } else { Ok(()) }
     }
 
     /// Pauses it until [`Scrubber::resume`], whatever happens to the pool meanwhile.
@@ -336,8 +354,7 @@ impl Scrubber {
             ScrubState::Finished => "finished",
             ScrubState::Cancelled => "cancelled",
         };
-        let rate = row.bytes.checked_div(row.seconds).unwrap_or(row.bytes);
-        let left = state.total_bytes.saturating_sub(row.bytes);
+        let (rate, left) = rate_and_left(row, state.total_bytes);
         Some(ScrubStatus {
             state: name,
             begun: row.begun,
@@ -346,7 +363,7 @@ impl Scrubber {
             bytes: row.bytes,
             total_bytes: state.total_bytes.max(row.bytes),
             bytes_per_second: rate,
-            seconds_left: if state.running { left.checked_div(rate).unwrap_or(0) } else { 0 },
+            seconds_left: if state.running { left } else { 0 },
             rewritten: row.rewritten,
             rebuilt: row.rebuilt,
             missing: row.missing,
@@ -393,6 +410,12 @@ impl ScrubStatus {
     }
 }
 
+/// Bytes a second so far, and the seconds that what is left of `total` takes at this rate; 0 when nobody knows.
+fn rate_and_left(row: &ScrubRow, total: u64) -> (u64, u64) {
+    let rate = row.bytes.checked_div(row.seconds).unwrap_or(row.bytes);
+    (rate, total.saturating_sub(row.bytes).checked_div(rate).unwrap_or(0))
+}
+
 /// The store's progress as the row has it.
 fn progress_of(row: &ScrubRow, unbroken: bool) -> Progress {
     let count = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
@@ -433,4 +456,34 @@ fn bytes_in_use(store: &Store) -> Result<u64> {
         })
     })?;
     Ok(blocks * BLOCK_SIZE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrub_gives_way_and_keeps_to_its_limit() {
+        let second = 1_000_000_000;
+        // Alone and without a limit it does not rest.
+        assert_eq!(rest_after(second, false, 1 << 30, 0), Duration::ZERO);
+        // Beside others it rests longer than it worked, and not for ever.
+        let work = Duration::from_millis(10);
+        assert!(rest_after(10_000_000, true, 4096, 0) > work);
+        assert_eq!(rest_after(second * 1000, true, 4096, 0), REST_MAX);
+        // Half of the second that the limit demands was spent on it.
+        assert_eq!(rest_after(second / 2, false, 1 << 20, 1 << 20), Duration::from_millis(500));
+        assert_eq!(rest_after(second * 2, false, 1 << 20, 1 << 20), Duration::ZERO);
+        assert_eq!(rest_after(u64::MAX, true, u64::MAX, 1), REST_MAX);
+    }
+
+    #[test]
+    fn the_time_left_is_what_is_left_at_the_rate_so_far() {
+        let row = ScrubRow { state: ScrubState::Running, seconds: 10, bytes: 100, ..ScrubRow::default() };
+        assert_eq!(rate_and_left(&row, 400), (10, 30));
+        // More than there seemed to be.
+        assert_eq!(rate_and_left(&row, 50), (10, 0));
+        assert_eq!(rate_and_left(&ScrubRow { seconds: 0, ..row.clone() }, 400).0, 100);
+        assert_eq!(rate_and_left(&ScrubRow { bytes: 0, ..row }, 400), (0, 0));
+    }
 }

@@ -1,11 +1,14 @@
-//! What devices did wrong since they were last found whole. Kept in memory: a new mount begins with a clean sheet, and
-//! what is damaged is found again when it is read.
+//! What devices did wrong since they were last found whole. It is kept in their rows from time to time, so that an unmount does
+//! not make a failing device look well; after a crash what was seen last may have to be seen again.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
-use super::lock;
-use crate::base::DeviceId;
+use super::{Store, lock};
 use crate::base::sync::Mutex;
+use crate::base::{DeviceId, Error, Result};
+use crate::format::table::Devices;
+use crate::meta::{Reader, Visit};
 use crate::pool::stripe_io::{BadShard, Fault};
 
 /// What was seen of one device.
@@ -19,20 +22,28 @@ pub struct DeviceFaults {
 
 /// Devices that did something wrong.
 #[derive(Debug, Default)]
-pub(super) struct Faults(Mutex<BTreeMap<DeviceId, DeviceFaults>>);
+pub(super) struct Faults(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    devices: BTreeMap<DeviceId, DeviceFaults>,
+    /// Whether the rows say something else.
+    unsaved: bool,
+}
 
 impl Faults {
     /// Counts what a read found. Returns the devices of which nothing bad was known.
     pub fn add(&self, bad: &[BadShard]) -> Vec<DeviceId> {
         let mut new = Vec::new();
-        let mut devices = lock(&self.0);
+        let mut state = lock(&self.0);
         for shard in bad {
             let errors = match shard.fault {
                 Fault::Io => DeviceFaults { read_errors: 1, checksum_errors: 0 },
                 Fault::Checksum => DeviceFaults { read_errors: 0, checksum_errors: 1 },
                 Fault::Missing | Fault::Avoided => continue,
             };
-            let seen = devices.entry(shard.device).or_insert_with(|| {
+            state.unsaved = true;
+            let seen = state.devices.entry(shard.device).or_insert_with(|| {
                 new.push(shard.device);
                 DeviceFaults::default()
             });
@@ -44,11 +55,69 @@ impl Faults {
 
     /// All that is known.
     pub fn now(&self) -> BTreeMap<DeviceId, DeviceFaults> {
-        lock(&self.0).clone()
+        lock(&self.0).devices.clone()
     }
 
     /// Forgets what is known of one device, or of all: everything on them was verified or is gone.
     pub fn forget(&self, device: Option<DeviceId>) {
-        lock(&self.0).retain(|id, _| device.is_some_and(|device| device != *id));
+        let mut state = lock(&self.0);
+        let before = state.devices.len();
+        state.devices.retain(|id, _| device.is_some_and(|device| device != *id));
+        state.unsaved |= state.devices.len() != before;
+    }
+}
+
+impl Store {
+    /// Takes up what the rows say. Those that cannot be read are for fsck, which has to open the pool.
+    pub(super) fn load_faults(&self) -> Result<()> {
+        let mut devices = BTreeMap::new();
+        let scanned = self.view(|view| {
+            view.scan::<Devices>((Bound::Unbounded, Bound::Unbounded), |id, row| {
+                let faults = DeviceFaults { read_errors: row.read_errors, checksum_errors: row.checksum_errors };
+                if faults != DeviceFaults::default() {
+                    devices.insert(id, faults);
+                }
+                Ok(Visit::Continue(()))
+            })
+        });
+        *lock(&self.faults.0) = State { devices, unsaved: false };
+        match scanned {
+            Err(Error::Corrupt(_)) => Ok(()),
+            scanned => scanned.map(drop),
+        }
+    }
+
+    /// Stores what is new. What cannot be stored now is stored later: nothing depends on it.
+    pub(super) fn save_faults(&self) {
+        let known = {
+            let mut state = lock(&self.faults.0);
+            if !std::mem::take(&mut state.unsaved) {
+                return;
+            }
+            state.devices.clone()
+        };
+        if self.put_faults(&known).is_err() {
+            lock(&self.faults.0).unsaved = true;
+        }
+    }
+
+    fn put_faults(&self, known: &BTreeMap<DeviceId, DeviceFaults>) -> Result<()> {
+        let mut ids = Vec::new();
+        self.view(|view| {
+            view.scan::<Devices>((Bound::Unbounded, Bound::Unbounded), |id, _| {
+                ids.push(id);
+                Ok(Visit::Continue(()))
+            })
+        })?;
+        self.transact(|tx, _| {
+            for id in &ids {
+                let Some(row) = tx.get::<Devices>(id)? else { continue };
+                let DeviceFaults { read_errors, checksum_errors } = known.get(id).copied().unwrap_or_default();
+                if (row.read_errors, row.checksum_errors) != (read_errors, checksum_errors) {
+                    tx.put::<Devices>(id, &crate::format::rows::DeviceRow { read_errors, checksum_errors, ..row })?;
+                }
+            }
+            Ok(())
+        })
     }
 }

@@ -64,6 +64,7 @@ impl Store {
         if whole && progress.unbroken && progress.lost == 0 && progress.repaired.missing == 0 {
             self.faults.forget(None);
         }
+        self.save_faults();
         Ok(whole)
     }
 

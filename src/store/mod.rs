@@ -162,6 +162,7 @@ impl Store {
 
     /// Makes everything durable, moves it into home and lets go of the devices: the next opening finds an empty log.
     pub fn close(self) -> Result<()> {
+        self.save_faults();
         self.meta.checkpoint()
     }
 

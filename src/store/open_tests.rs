@@ -10,6 +10,7 @@ use crate::base::{DeviceId, Ino, Prng, Result};
 use crate::device::sim::{Fault, On, SimWorld};
 use crate::device::{Engine, InlineEngine};
 use crate::format::label::DefaultGeometry;
+use crate::format::table::Stripes;
 use crate::meta::Reader;
 use crate::pool::{FormatOptions, OpenMode, Pool};
 
@@ -324,4 +325,32 @@ fn a_member_whose_row_is_gone_gets_one_that_counts_its_blocks() {
     // And so it can all be given back.
     store.transact(|tx, ledger| store.punch(tx, Ino(2), 0..u64::MAX, ledger)).unwrap();
     assert_eq!(used(&store), Some(0));
+}
+
+#[test]
+fn what_devices_did_wrong_is_known_until_a_scrub_found_them_whole() {
+    let world = SimWorld::new(9, 4, SIZE);
+    let store = format(&world, 2, 2).unwrap();
+    write(&store, 2, content(&mut Prng::new(9), 300_000)).unwrap();
+    store.durable_point().unwrap();
+    let id = store.stripes_with(None, 1, |_| true).unwrap().0[0];
+    let place = store.view(|view| view.get::<Stripes>(&id)).unwrap().unwrap().placements[0];
+    let at = (place.block.0 + 1) * 4096;
+    world.flip_bits(usize::from(place.device.0), at..at + 4096, 3);
+    store.close().unwrap();
+
+    let store = open(&world, &[0, 1, 2, 3], 1).unwrap();
+    assert_eq!(store.device_faults(), BTreeMap::new());
+    read(&store, 2, 300_000);
+    assert_eq!(store.repair_queued().unwrap(), 1);
+    let known = store.device_faults();
+    assert!(known.len() == 1 && known[&place.device].checksum_errors > 0, "{known:?}");
+    store.close().unwrap();
+
+    let store = open(&world, &[0, 1, 2, 3], 2).unwrap();
+    assert_eq!(store.device_faults(), known);
+    store.scrub(&mut |_| true).unwrap();
+    assert_eq!(store.device_faults(), BTreeMap::new());
+    store.close().unwrap();
+    assert_eq!(open(&world, &[0, 1, 2, 3], 3).unwrap().device_faults(), BTreeMap::new());
 }

@@ -104,6 +104,7 @@ impl Store {
     /// Takes up the intents a crash left behind.
     pub fn resume(&self) -> Result<()> {
         self.load_damages()?;
+        self.load_faults()?;
         self.view(|view| {
             if let Some(devices) = &self.devices {
                 // None at hand, but so many were used.

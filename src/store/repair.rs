@@ -117,6 +117,7 @@ impl Store {
                 Err(other) => return Err(other),
             }
         }
+        self.save_faults();
         Ok(count)
     }
 

@@ -140,6 +140,9 @@ fn a_scrub_is_paused_and_goes_on_after_a_remount() {
     bench.ok(&["umount", &mnt]);
     assert_eq!(state(&["--status", &bench.image(0)]).0, "interrupted");
     bench.ok(&["mount", &bench.image(0), &mnt]);
+    // As slow as it was told to be.
+    assert_eq!(state(&["--status", &mnt]).0, "running");
+    bench.ok(&["scrub", "--background", &mnt]);
     wait_until("it is finished", || state(&["--status", &mnt]).0 == "finished");
     let interrupted = state(&["--status", &mnt]);
     // The next one begins anew, and ends at once when nobody limits it.
