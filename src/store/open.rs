@@ -137,10 +137,15 @@ fn assemble(
             meta.transact(|tx| tx.put::<table::Devices>(&id, &row))?;
         }
     }
+    let wants_checkpoint = !pool.is_read_only() && log.volume.wants_checkpoint();
     let mut store = Store::over(meta, devices)?;
     store.pool = Some(pool.clone());
     store.log = Some(log);
     store.archives = archives;
+    if wants_checkpoint {
+        // Each opening takes room in the log: many that end before their first transaction must not fill it.
+        store.meta.checkpoint()?;
+    }
     Ok(store)
 }
 

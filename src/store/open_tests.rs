@@ -354,3 +354,22 @@ fn what_devices_did_wrong_is_known_until_a_scrub_found_them_whole() {
     store.close().unwrap();
     assert_eq!(open(&world, &[0, 1, 2, 3], 3).unwrap().device_faults(), BTreeMap::new());
 }
+
+/// Each of them is killed before it did anything.
+#[test]
+fn any_number_of_openings_leaves_room_in_the_log() {
+    let world = SimWorld::new(10, 2, SIZE);
+    let store = format(&world, 1, 1).unwrap();
+    write(&store, 2, content(&mut Prng::new(10), 3000)).unwrap();
+    store.durable_point().unwrap();
+    drop(store);
+    let blocks = |store: &Store| store.volume_stats().unwrap().log_capacity.0;
+    let capacity = blocks(&open(&world, &[0, 1], 1).unwrap());
+    for seed in 2..capacity + 10 {
+        open(&world, &[0, 1], seed).unwrap();
+    }
+    let store = open(&world, &[0, 1], 1).unwrap();
+    write(&store, 3, content(&mut Prng::new(11), 3000)).unwrap();
+    store.durable_point().unwrap();
+    assert_eq!(read(&store, 2, 3000), content(&mut Prng::new(10), 3000));
+}
