@@ -539,7 +539,7 @@ fn p8_an_archive_exports_to_what_the_metadata_was() {
     }
     drop((media, pool, store));
     assert!(open_tests::open(&world, &[0, 1, 2, 3, 4, 5], 4).is_err(), "the metadata is gone");
-    let mode = OpenMode { read_only: true, pool: None };
+    let mode = OpenMode { read_only: true, ..OpenMode::default() };
     let pool = Pool::open(&world.devices(), &mode, Arc::new(InlineEngine), Box::new(Prng::new(6))).expect("labels");
     let media = PoolMembership(Arc::new(pool));
     assert!(archived(&media, &header).expect("archive") == before);

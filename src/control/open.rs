@@ -9,7 +9,7 @@ use crate::base::{Clock, Entropy, Error, Result, SystemClock, SystemEntropy};
 use crate::device::engine::{self, EngineChoice};
 use crate::device::inject::{Board, Injected};
 use crate::device::{Device, file};
-use crate::pool::Pool;
+use crate::pool::{OpenMode, Pool};
 use crate::store::Store;
 
 /// How to open a pool.
@@ -48,6 +48,15 @@ pub fn open(located: &Located, options: &OpenOptions) -> Result<Opened> {
 /// Opens the located devices as their pool, and says what the user should know. A device that cannot be opened counts as
 /// missing, unless somebody else has it.
 pub fn open_pool(located: &Located, options: &OpenOptions) -> Result<(Arc<Pool>, Vec<String>)> {
+    open_members(located, options, false)
+}
+
+/// The same for a pool whose metadata is to be made again: none has to be there.
+pub fn open_without_metadata(located: &Located, options: &OpenOptions) -> Result<(Arc<Pool>, Vec<String>)> {
+    open_members(located, options, true)
+}
+
+fn open_members(located: &Located, options: &OpenOptions, without_metadata: bool) -> Result<(Arc<Pool>, Vec<String>)> {
     let (engine, mut notes) = engine::select(options.engine);
     if located.debug_faults {
         options.faults.enable();
@@ -60,8 +69,8 @@ pub fn open_pool(located: &Located, options: &OpenOptions) -> Result<(Arc<Pool>,
             Err(error) => notes.push(format!("{} is left out: {error}", path.display())),
         }
     }
-    let pool_options = crate::pool::OpenMode { read_only: options.read_only, pool: Some(located.uuid) };
-    let pool = Pool::open(&devices, &pool_options, engine, Box::new(SystemEntropy))?;
+    let mode = OpenMode { read_only: options.read_only, pool: Some(located.uuid), without_metadata };
+    let pool = Pool::open(&devices, &mode, engine, Box::new(SystemEntropy))?;
     let pool = Arc::new(pool);
     notes.extend(pool.take_notes());
     for device in &devices {

@@ -17,9 +17,9 @@ impl Pool {
     /// A member that fails the write is dropped in a new epoch, which [`Pool::state`] shows afterwards.
     ///
     /// # Errors
-    /// [`Error::Poisoned`] when too few members are left: nothing is written any more. [`Error::Unavailable`] when the
-    /// label has no room for the change: nothing happened. Unless poisoned, what the pool remembers is the old label,
-    /// and whatever the change describes is not to be relied on.
+    /// [`Error::Poisoned`] when too few members are left, or none with current metadata: nothing is written any more.
+    /// [`Error::Unavailable`] when the label has no room for the change: nothing happened. Unless poisoned, what the pool
+    /// remembers is the old label, and whatever the change describes is not to be relied on.
     pub fn update_labels(&self, change: impl FnOnce(&mut PoolLabel)) -> Result<()> {
         let mut writer = lock(&self.writer);
         self.check_writable(&writer)?;
@@ -68,14 +68,21 @@ impl Pool {
         PoolState { label: state.label.clone(), members: state.members.clone() }
     }
 
-    /// Writes `next` to its present members and makes it the pool's state. With a reason, it is a new epoch.
+    /// Writes `next` to its present members and makes it the pool's state. With a reason, it is a new epoch. One that nobody
+    /// could open is not written: the pool is poisoned instead.
     pub(super) fn write_state(
         &self,
         writer: &mut MutexGuard<'_, Option<String>>,
         mut next: PoolState,
         mut new_epoch: Option<String>,
     ) -> Result<()> {
-        if let Err(why) = enough_members(&next) {
+        // A pool whose metadata is being made, or made again, has none to lose.
+        let has_metadata = self.state().check_metadata().is_ok();
+        let may_be_written = |next: &PoolState| {
+            enough_members(next)?;
+            if has_metadata { next.check_metadata() } else { Ok(()) }
+        };
+        if let Err(why) = may_be_written(&next) {
             return Err(self.poison(writer, why));
         }
         let mut written = false;
@@ -110,7 +117,7 @@ impl Pool {
                 }
             }
             if new_epoch.is_some() {
-                if let Err(why) = enough_members(&next) {
+                if let Err(why) = may_be_written(&next) {
                     return Err(self.poison(writer, why));
                 }
             } else if reason.is_none() {

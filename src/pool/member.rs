@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::assembly::describe;
 use crate::base::{DeviceId, Uuid};
 use crate::device::Device;
 use crate::format::label::{GroupLayout, MemberEntry, MemberState, PoolLabel};
@@ -84,6 +85,28 @@ impl PoolState {
     /// Members that are present.
     pub fn present(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(|member| member.device.is_some())
+    }
+
+    /// The members that are here and hold the current metadata.
+    pub fn metadata_holders(&self) -> impl Iterator<Item = DeviceId> {
+        let current = self.label.meta.replicas.iter().filter(|replica| !replica.stale);
+        current.map(|replica| DeviceId(replica.device)).filter(|id| self.member(*id).is_some_and(Member::is_current))
+    }
+
+    /// Whether the metadata can be opened with the members that are here, if there is any; says who is lacking.
+    pub(super) fn check_metadata(&self) -> Result<(), String> {
+        let label = &self.label;
+        if label.meta.replicas.is_empty() || self.metadata_holders().next().is_some() {
+            return Ok(());
+        }
+        let current = label.meta.replicas.iter().filter(|replica| !replica.stale);
+        let absent = current.map(|replica| DeviceId(replica.device)).filter(|id| self.device(*id).is_none());
+        let absent: Vec<String> = absent.filter_map(|id| label.member(id)).map(describe).collect();
+        let whom = match &absent[..] {
+            [] => "one of those last mounted together".to_owned(),
+            absent => absent.join(" or "),
+        };
+        Err(format!("no device of pool {} that is here holds its current metadata: bring back {whom}", label.name))
     }
 
     /// How many more members may be lost; negative when too many are.

@@ -13,7 +13,7 @@ impl Pool {
     /// know. Members already dropped are passed over.
     ///
     /// # Errors
-    /// [`Error::Poisoned`] when too few members are left.
+    /// [`Error::Poisoned`] when too few members are left, or none with current metadata.
     pub fn drop_members(&self, ids: &[DeviceId], why: &str) -> Result<()> {
         let mut writer = lock(&self.writer);
         self.check_writable(&writer)?;

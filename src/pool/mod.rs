@@ -6,7 +6,8 @@
 //! - A membership change (a member absent, back, dropped, added or removed) is in the flushed labels of all present
 //!   members, as a new epoch, before anything that relies on it is acknowledged.
 //! - The labels say nothing that is not yet true: a change describes a state that is valid with and without it.
-//! - With more members lost than the geometry allows nothing is written any more.
+//! - With more members lost than the geometry allows nothing is written any more, and no epoch is in which nobody
+//!   present holds the current metadata: it could never be opened again.
 
 pub mod allocator;
 pub mod assembly;

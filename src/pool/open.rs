@@ -16,6 +16,8 @@ pub struct OpenMode {
     pub read_only: bool,
     /// The pool all devices have to belong to; when not given, they have to belong to one.
     pub pool: Option<Uuid>,
+    /// Also when nobody who is here holds the current metadata: it is to be made again.
+    pub without_metadata: bool,
 }
 
 impl Pool {
@@ -25,7 +27,8 @@ impl Pool {
     /// absent or back.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] says which devices are missing, foreign, cloned, newer, cut short or split.
+    /// [`Error::Unavailable`] says which devices are missing (too many, or all with current metadata), foreign, cloned,
+    /// newer, cut short or split.
     pub fn open(
         devices: &[Arc<dyn Device>],
         options: &OpenMode,
@@ -76,6 +79,7 @@ impl Pool {
             let mut next = pool.copy_state();
             next.label.settings.incarnation = incarnation;
             let mut reason = changed.then_some(reason);
+            let mut refusal = Vec::new();
             // What was read may be what a killed process wrote and nobody flushed; what is written next relies on it.
             for (member, flushed) in flush_present(&*pool.engine, &mut next) {
                 if let Err(error) = flushed {
@@ -83,8 +87,16 @@ impl Pool {
                     member.device = None;
                     member.state = MemberState::Failed;
                     pool.note(text.clone());
+                    refusal.push(text.clone());
                     reason = Some(text);
                 }
+            }
+            // Once the others are in an epoch that whoever holds the metadata is not in, it is stale for good.
+            if !options.without_metadata
+                && let Err(why) = next.check_metadata()
+            {
+                refusal.push(why);
+                return Err(Error::Unavailable(refusal.join("; ")));
             }
             pool.write_state(&mut writer, next, reason)?;
         }

@@ -32,7 +32,7 @@ fn format(world: &SimWorld, k: u8, m: u8) -> Pool {
 
 fn open_as(world: &SimWorld, indices: &[usize], read_only: bool, seed: u64) -> Result<Pool> {
     let devices: Vec<_> = indices.iter().map(|index| world.device(*index)).collect();
-    Pool::open(&devices, &OpenMode { read_only, pool: None }, engine(), Box::new(Prng::new(seed)))
+    Pool::open(&devices, &OpenMode { read_only, ..OpenMode::default() }, engine(), Box::new(Prng::new(seed)))
 }
 
 fn open(world: &SimWorld, indices: &[usize]) -> Result<Pool> {
@@ -338,7 +338,7 @@ fn foreign_cloned_cut_and_newer_devices_are_refused_by_name() {
 
     let text = refusal(&world, &[0, 1, 3]);
     assert!(text.contains("sim3 belongs to pool other") && text.contains(&other.uuid().to_string()), "{text}");
-    let only = OpenMode { read_only: true, pool: Some(Uuid([1; 16])) };
+    let only = OpenMode { read_only: true, pool: Some(Uuid([1; 16])), ..OpenMode::default() };
     assert!(Pool::open(&world.devices()[..1], &only, engine(), Box::new(Prng::new(1))).is_err());
 
     world.restore(4, &world.snapshot(1));

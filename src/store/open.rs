@@ -60,13 +60,7 @@ impl Store {
                 state.label.name
             )));
         }
-        let live: Vec<DeviceId> = root
-            .replicas
-            .iter()
-            .filter(|replica| !replica.stale)
-            .map(|replica| DeviceId(replica.device))
-            .filter(|id| state.member(*id).is_some_and(Member::is_current))
-            .collect();
+        let live: Vec<DeviceId> = state.metadata_holders().collect();
         if live.is_empty() {
             return Err(Error::Unavailable(format!(
                 "no device of pool {} holds its current metadata: bring back one of those last mounted together",

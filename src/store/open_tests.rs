@@ -283,6 +283,66 @@ fn p2_nothing_refers_to_a_shard_that_a_failed_flush_left_in_doubt() {
     }
 }
 
+/// Three devices with metadata on the first two; the first one was away while the second one went on.
+fn first_is_stale(seed: u64) -> (SimWorld, Vec<u8>) {
+    let world = SimWorld::new(seed, 3, SIZE);
+    format(&world, 2, 1).unwrap().close().unwrap();
+    let store = open(&world, &[1, 2], 2).unwrap();
+    assert_eq!(store.volume_stats().unwrap().replicas, [DeviceId(1)]);
+    let bytes = content(&mut Prng::new(seed), 300_000);
+    write(&store, 2, bytes.clone()).unwrap();
+    store.close().unwrap();
+    (world, bytes)
+}
+
+/// Nobody could ever open it again, with all devices whole.
+#[test]
+fn p2_no_epoch_is_begun_without_whoever_holds_the_current_metadata() {
+    let (world, bytes) = first_is_stale(10);
+    let whole = |world: &SimWorld| {
+        let store = open(world, &[0, 1, 2], 5).unwrap();
+        assert!(read(&store, 2, bytes.len()) == bytes);
+    };
+    let text = open(&world, &[0, 2], 3).err().unwrap().to_string();
+    whole(&world.fork());
+    assert!(text.contains("current metadata: bring back 1 (") && text.contains("last seen at sim1"), "{text}");
+
+    // The same when it fails its first flush, or one of its labels.
+    for on in [On::Flush, On::Write] {
+        let world = world.fork();
+        world.fault(1, Fault::Fail { on, nth: 0, sticky: false });
+        let text = open(&world, &[0, 1, 2], 3).err().unwrap().to_string();
+        world.heal(1);
+        whole(&world);
+        assert!(text.contains("current metadata: bring back 1 ("), "{on:?}: {text}");
+    }
+
+    // And when it refuses some content while the pool is in use.
+    let store = open(&world, &[0, 1, 2], 3).unwrap();
+    assert_eq!(store.volume_stats().unwrap().replicas, [DeviceId(1)]);
+    // Numbers of stripes are at hand from now on: the next write is a shard.
+    write(&store, 4, vec![5; 100_000]).unwrap();
+    world.fault(1, Fault::Fail { on: On::Write, nth: 0, sticky: false });
+    let failed = write(&store, 3, vec![7; 300_000]).and_then(|()| store.durable_point());
+    assert!(failed.is_err());
+    let why = store.pool().unwrap().poisoned();
+    drop(store);
+    world.heal(1);
+    whole(&world);
+    assert!(why.as_ref().is_some_and(|why| why.contains("current metadata: bring back 1 (")), "{why:?}");
+}
+
+/// Whoever makes the metadata again has nobody to wait for.
+#[test]
+fn a_pool_is_opened_without_metadata_to_make_it_again() {
+    let (world, _) = first_is_stale(11);
+    let devices = [world.device(0), world.device(2)];
+    let mode = OpenMode { without_metadata: true, ..OpenMode::default() };
+    let pool = Pool::open(&devices, &mode, Arc::new(InlineEngine), Box::new(Prng::new(3))).unwrap();
+    pool.update_labels(|label| label.meta.replicas.iter_mut().for_each(|replica| replica.stale = true)).unwrap();
+    assert_eq!(pool.state().metadata_holders().count(), 0);
+}
+
 /// A device that refused one write is left out of that stripe; when it is back, the stripe takes it again.
 #[test]
 fn a_stripe_takes_a_device_again_that_refused_it_once() {

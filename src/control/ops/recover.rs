@@ -7,7 +7,7 @@ use super::maintain;
 use crate::base::{Entropy, Error, Result, SystemEntropy, Timestamp};
 use crate::check::{self, Export, Old, Origin, Pieces, Recovered, Watch};
 use crate::control::locate::Located;
-use crate::control::open::{OpenOptions, open_pool};
+use crate::control::open::{OpenOptions, open_pool, open_without_metadata};
 use crate::control::protocol::{Outcome, Progress};
 use crate::control::server::Reply;
 use crate::control::service::outcome;
@@ -94,7 +94,7 @@ fn make_again(
     reply: &mut dyn Reply,
     how: impl FnOnce(&Arc<Pool>, &mut Watch<'_>) -> Result<Recovered>,
 ) -> Result<(Outcome, Vec<String>)> {
-    let (pool, mut notes) = open_pool(located, options)?;
+    let (pool, mut notes) = open_without_metadata(located, options)?;
     let mut told = Ok(());
     let mut watch = |what: &'static str, done, total| {
         told = reply.progress(&Progress { work: what.to_owned(), done, total, unit: "blocks".to_owned() });
