@@ -369,14 +369,17 @@ fn problem(pool: &str, state: &PoolState, member: &Member) -> Option<String> {
     let id = member.id;
     let shown = shown(state, id);
     let replace = format!("or `argosfs device replace --pool {pool} {id} NEW`");
+    if member.is_replaced() {
+        return Some(match member.device.is_some() {
+            true => format!("{shown} is being replaced: `argosfs rebuild {pool}` moves what is on it"),
+            false => format!("{shown} is missing and being replaced: `argosfs rebuild {pool}` restores what was on it"),
+        });
+    }
     Some(match (member.state, member.device.is_some()) {
         (MemberState::Active, true) => return None,
         (MemberState::Failed, _) => format!("{shown} failed and was left out: check it, {replace}"),
         (MemberState::Stale, true) => {
             format!("{shown} was absent and is not up to date yet: `argosfs rebuild {pool}` brings it up to date")
-        }
-        (MemberState::Replacing, true) => {
-            format!("{shown} is being replaced: `argosfs rebuild {pool}` moves what is on it")
         }
         _ => format!("{shown} is missing: bring it back, {replace}"),
     })

@@ -180,7 +180,7 @@ pub struct MemberEntry {
     /// 0 unknown, 1 hdd, 2 ssd, 3 nvme.
     pub class: u8,
     pub tier: u8,
-    /// Placement weight in 1/1000 of what capacity gives.
+    /// Placement weight in 1/1000 of what capacity gives; 0 on a member that is being replaced, in whatever state.
     pub weight_milli: u32,
     pub failure_domain: u64,
     pub size: u64,
@@ -204,7 +204,7 @@ pub enum MemberState {
     Stale,
     /// Dropped after an error.
     Failed,
-    /// Being emptied in favour of another member: no new data goes there.
+    /// Present, up to date, and being emptied in favour of another member: no new data goes there.
     Replacing,
     /// No longer a member; kept so that it is recognised.
     Removed,

@@ -90,6 +90,10 @@ pub fn assemble(candidates: &[Candidate], wanted: Option<Uuid>) -> Result<Assemb
             )),
             _ => {}
         }
+        // Older builds say it by the state alone.
+        if entry.state == MemberState::Replacing {
+            new.weight_milli = 0;
+        }
         if entry.state != state {
             assembly.changed = true;
             new.state = state;

@@ -172,6 +172,7 @@ fn refresh_table(state: &mut PoolState) {
         if let Some(entry) = state.label.members.iter_mut().find(|entry| entry.id == member.id) {
             entry.state = member.state;
             entry.last_epoch = member.epoch;
+            entry.weight_milli = member.weight_milli;
             if let Some(device) = &member.device {
                 // A hint; without it the device is still found by its label.
                 entry.path = Some(device.name()).filter(|path| path.len() <= LONGEST_PATH).unwrap_or("").to_owned();

@@ -18,7 +18,7 @@ pub struct Member {
     /// 0 unknown, 1 hdd, 2 ssd, 3 nvme.
     pub class: u8,
     pub tier: u8,
-    /// Placement weight in 1/1000 of what capacity gives.
+    /// Placement weight in 1/1000 of what capacity gives; 0 while it is being replaced.
     pub weight_milli: u32,
     pub failure_domain: u64,
     pub size: u64,
@@ -52,6 +52,19 @@ impl Member {
         self.device.as_ref().map_or_else(|| format!("device {}", self.id), |device| device.name().to_owned())
     }
 
+    /// Whether another member takes its place: it is to be emptied, or given up where it is not here, and removed.
+    pub fn is_replaced(&self) -> bool {
+        self.weight_milli == 0
+    }
+
+    /// Another member takes its place from now on, for good. Whether it is here and up to date stays as it is.
+    pub(super) fn replace(&mut self) {
+        self.weight_milli = 0;
+        if self.state == MemberState::Active {
+            self.state = MemberState::Replacing;
+        }
+    }
+
     /// Whether its metadata may be trusted: present and never absent since it was last resynchronised.
     pub fn is_current(&self) -> bool {
         self.device.is_some() && matches!(self.state, MemberState::Active | MemberState::Replacing)
@@ -59,7 +72,7 @@ impl Member {
 
     /// Whether new data may go there.
     pub fn takes_data(&self) -> bool {
-        self.device.is_some() && matches!(self.state, MemberState::Active | MemberState::Stale)
+        self.device.is_some() && matches!(self.state, MemberState::Active | MemberState::Stale) && !self.is_replaced()
     }
 }
 

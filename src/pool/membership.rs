@@ -38,7 +38,7 @@ impl Pool {
     pub fn mark_active(&self, id: DeviceId) -> Result<()> {
         self.change_members(&format!("device {id} is up to date"), |next| {
             let member = present_member(next, id)?;
-            member.state = MemberState::Active;
+            member.state = if member.is_replaced() { MemberState::Replacing } else { MemberState::Active };
             Ok(())
         })
     }
@@ -46,8 +46,7 @@ impl Pool {
     /// Declares that a member is being emptied: nothing new goes there.
     pub fn mark_replacing(&self, id: DeviceId) -> Result<()> {
         self.change_members(&format!("device {id} is being replaced"), |next| {
-            let member = present_member(next, id)?;
-            member.state = MemberState::Replacing;
+            present_member(next, id)?.replace();
             Ok(())
         })
     }
@@ -96,8 +95,8 @@ impl Pool {
         self.add(device, force, None)
     }
 
-    /// Adds a device in the place of `old`: from now on nothing new goes to `old`, which stays a member until
-    /// [`Pool::remove_member`].
+    /// Adds a device in the place of `old`, here or not: from now on nothing new goes to `old`, which stays a member until
+    /// [`Pool::remove_member`], and should it come back meanwhile, gives what it has and takes nothing.
     pub fn replace_member(&self, old: DeviceId, device: Arc<dyn Device>, force: bool) -> Result<DeviceId> {
         self.add(device, force, Some(old))
     }
@@ -123,9 +122,7 @@ impl Pool {
                 let Some(old) = next.members.iter_mut().find(|member| member.id == old) else {
                     return Err(Error::Usage(format!("device {old} is not in pool {}", next.label.name)));
                 };
-                if old.device.is_some() {
-                    old.state = MemberState::Replacing;
-                }
+                old.replace();
             }
             let failure_domain = format::domain_beside(next, &device, added, old);
             let member = Member {

@@ -562,6 +562,27 @@ fn a_label_with_another_size_for_somebody_else_costs_no_member() {
     }
 }
 
+/// Whoever wrote that it is being replaced may have known no other way to say so.
+#[test]
+fn a_member_that_goes_away_while_it_is_replaced_stays_so() {
+    let world = SimWorld::new(24, 3, SIZE);
+    drop(format(&world, 2, 1));
+    for device in 0..3 {
+        relabel(&world, device, |label| label.pool.members[1].state = MemberState::Replacing);
+    }
+    let pool = open(&world, &[0, 1, 2]).unwrap();
+    assert!(pool.state().members[1].is_replaced() && pool.state().members[1].is_current());
+    pool.drop_members(&[DeviceId(1)], "test").unwrap();
+    drop(pool);
+    let pool = open(&world, &[0, 2]).unwrap();
+    assert_eq!(states(&pool), [MemberState::Active, MemberState::Failed, MemberState::Active]);
+    assert!(pool.state().members[1].is_replaced());
+    assert_eq!(pool.attach(world.device(1)).unwrap(), DeviceId(1));
+    assert!(!pool.state().members[1].takes_data());
+    pool.mark_active(DeviceId(1)).unwrap();
+    assert_eq!(states(&pool)[1], MemberState::Replacing);
+}
+
 /// It is sound by what it says itself about a larger device.
 #[test]
 fn metadata_beyond_the_end_of_the_device_it_is_on_is_refused() {

@@ -16,7 +16,7 @@ use crate::format::label::MemberState;
 use crate::format::rows::{Placement, StripeRow};
 use crate::format::table;
 use crate::meta::{DataBarrier, Reader};
-use crate::pool::{Member, Pool};
+use crate::pool::Pool;
 
 /// How far a long action has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -81,7 +81,8 @@ impl Store {
         Ok(())
     }
 
-    /// Rebuilds every shard whose device is not here, or that was never written, on other devices.
+    /// Rebuilds every shard whose device is not here, or that was never written, on other devices, and brings replacements
+    /// to their end.
     pub fn rebuild(&self, watch: Watch<'_>) -> Result<Progress> {
         let mut progress = Progress::default();
         let Some(devices) = self.devices.clone() else { return Ok(progress) };
@@ -96,9 +97,8 @@ impl Store {
         self.settle_intents()?;
         self.settle_repairs()?;
         if let Some(pool) = &self.pool {
-            // Replacements that did not come to their end.
-            let replacing = |member: &&Member| member.state == MemberState::Replacing && member.device.is_some();
-            for old in pool.state().members.iter().filter(replacing) {
+            // Replacements that did not come to their end, whether what is replaced is here or not.
+            for old in pool.state().members.iter().filter(|member| member.is_replaced()) {
                 if !self.retire(old.id, &mut progress, watch)? {
                     // It waits for a device that is missing, or for space.
                     progress.repaired.missing = progress.repaired.missing.max(1);

@@ -295,6 +295,77 @@ fn first_is_stale(seed: u64) -> (SimWorld, Vec<u8>) {
     (world, bytes)
 }
 
+/// Three devices and a fourth one for later, with a file.
+fn with_spare(seed: u64) -> (SimWorld, Vec<u8>) {
+    let world = SimWorld::new(seed, 3, SIZE);
+    let store = format(&world, 2, 1).unwrap();
+    let bytes = content(&mut Prng::new(seed), 600_000);
+    write(&store, 2, bytes.clone()).unwrap();
+    store.close().unwrap();
+    world.add_device(SIZE);
+    (world, bytes)
+}
+
+/// Begins to put device 3 in the place of device 1 and is stopped at once.
+fn begin_replacement(world: &SimWorld, present: &[usize]) {
+    let store = open(world, present, 2).unwrap();
+    assert!(store.replace(DeviceId(1), world.device(3), false, &mut |_| false).is_err());
+    store.close().unwrap();
+}
+
+#[test]
+fn a_rebuild_ends_the_replacement_of_a_device_that_is_gone() {
+    // Dead from the beginning, or later.
+    for (seed, present) in [(12, &[0, 2][..]), (13, &[0, 1, 2])] {
+        let (world, bytes) = with_spare(seed);
+        begin_replacement(&world, present);
+        // However often the pool is opened in between.
+        open(&world, &[0, 2, 3], 3).unwrap().close().unwrap();
+        let store = open(&world, &[0, 2, 3], 4).unwrap();
+        let progress = store.rebuild(&mut |_| true).unwrap();
+        assert_eq!((progress.repaired.missing, progress.lost), (0, 0), "{present:?}");
+        let state = store.pool().unwrap().state();
+        assert!(state.member(DeviceId(1)).is_none(), "{present:?}");
+        assert_eq!(state.can_lose(), 1, "{present:?}");
+        store.close().unwrap();
+        for left in [[0, 2], [0, 3], [2, 3]] {
+            let store = open(&world.fork(), &left, 5).unwrap();
+            assert!(read(&store, 2, bytes.len()) == bytes, "{present:?}, then {left:?}");
+        }
+    }
+}
+
+/// It may have what nobody else has any more, but its place is taken.
+#[test]
+fn a_device_that_comes_back_while_it_is_replaced_gives_and_takes_nothing() {
+    let (world, bytes) = with_spare(14);
+    begin_replacement(&world, &[0, 2]);
+    let later = content(&mut Prng::new(1), 300_000);
+    {
+        let store = open(&world, &[0, 2, 3], 3).unwrap();
+        write(&store, 3, later.clone()).unwrap();
+        store.close().unwrap();
+    }
+    let store = open(&world, &[0, 1, 2, 3], 4).unwrap();
+    let old = |store: &Store| store.pool().unwrap().state().member(DeviceId(1)).cloned();
+    assert!(old(&store).is_some_and(|old| !old.is_current() && !old.takes_data()));
+    store.mend_metadata().unwrap();
+    assert!(old(&store).is_some_and(|old| old.is_current() && !old.takes_data() && old.is_replaced()));
+    assert!(read(&store, 2, bytes.len()) == bytes && read(&store, 3, later.len()) == later);
+    // Without another one meanwhile, what it has is needed.
+    store.close().unwrap();
+    {
+        let store = open(&world.fork(), &[1, 2, 3], 5).unwrap();
+        assert!(read(&store, 2, bytes.len()) == bytes && read(&store, 3, later.len()) == later);
+    }
+    let store = open(&world, &[0, 1, 2, 3], 6).unwrap();
+    assert_eq!(store.rebuild(&mut |_| true).unwrap().repaired.missing, 0);
+    assert!(old(&store).is_none());
+    store.close().unwrap();
+    let store = open(&world, &[0, 3], 7).unwrap();
+    assert!(read(&store, 2, bytes.len()) == bytes && read(&store, 3, later.len()) == later);
+}
+
 /// Nobody could ever open it again, with all devices whole.
 #[test]
 fn p2_no_epoch_is_begun_without_whoever_holds_the_current_metadata() {
