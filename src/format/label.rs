@@ -32,6 +32,9 @@ pub const MAX_ANCESTORS: usize = 32;
 pub const DATA_START: u64 = 256;
 /// Blocks of an allocation group on all but tiny devices (128 MiB).
 pub const GROUP_BLOCKS: u32 = 32_768;
+/// The fewest blocks of an allocation group, and so of a chunk of metadata: mkfs makes them as large as the smallest group, or
+/// 64 MiB.
+const LEAST_GROUP_BLOCKS: u32 = 64;
 
 /// `compat` bit of pools whose devices can be made to fail, for rehearsals.
 pub const DEBUG_FAULTS: u64 = 1;
@@ -467,7 +470,8 @@ impl Label {
         if pool.settings.block_size as u64 != BLOCK_SIZE {
             return Err("its block size is unknown");
         }
-        if geometry.k == 0 || geometry.shard_blocks == 0 || geometry.shard_blocks > super::rows::MAX_SHARD_BLOCKS {
+        let shards = u16::from(geometry.k) + u16::from(geometry.m);
+        if geometry.k == 0 || shards > 255 || !(1..=super::rows::MAX_SHARD_BLOCKS).contains(&geometry.shard_blocks) {
             return Err("its geometry is impossible");
         }
         if pool.name.chars().any(char::is_control) {
@@ -514,8 +518,14 @@ impl MetaRoot {
         let chunks = self.chunks.iter().map(|run| (run.device, run.block, u64::from(run.count) * chunk_blocks));
         let mut pieces: Vec<(u16, u64, u64)> = logs.chain(chunks).collect();
         pieces.sort_unstable();
+        if !pieces.is_empty() && self.chunk_blocks < LEAST_GROUP_BLOCKS {
+            return Err("its chunks of metadata are too small");
+        }
         let mut before = None;
         for (device, first, blocks) in pieces {
+            if blocks == 0 || blocks > u64::from(u32::MAX) {
+                return Err("a piece of its metadata has an impossible length");
+            }
             let end = first.checked_add(blocks).ok_or("its metadata lies outside of its devices")?;
             if before.is_some_and(|(other, taken)| other == device && taken > first) {
                 return Err("its metadata lies over itself");
@@ -552,7 +562,7 @@ impl GroupLayout {
     pub fn for_size(size: u64) -> Option<GroupLayout> {
         let end = label_offsets(size)?[2] / BLOCK_SIZE;
         let blocks = end.checked_sub(DATA_START)?;
-        let (smallest, largest) = (64, u64::from(GROUP_BLOCKS));
+        let (smallest, largest) = (u64::from(LEAST_GROUP_BLOCKS), u64::from(GROUP_BLOCKS));
         // Metadata takes whole groups, so they should be a small part of the device.
         let group_blocks = (blocks / 64).checked_ilog2().map_or(0, |log| 1u64 << log).clamp(smallest, largest);
         (blocks >= 16 * smallest).then_some(GroupLayout {
@@ -578,7 +588,7 @@ impl GroupLayout {
         let fits = self.start >= 2 * LABEL_SLOT as u64 / BLOCK_SIZE
             && self.start.checked_add(self.blocks).is_some_and(|end| end <= room)
             && self.group_blocks.is_power_of_two()
-            && (64..=1 << 20).contains(&self.group_blocks)
+            && (LEAST_GROUP_BLOCKS..=1 << 20).contains(&self.group_blocks)
             && self.blocks / u64::from(self.group_blocks) < u64::from(u32::MAX);
         if fits { Ok(()) } else { Err("its allocation groups do not fit the device") }
     }

@@ -113,6 +113,18 @@ fn metadata_that_lies_where_something_else_does_is_refused() {
     refused(&|meta| meta.replicas[0].log_block = 255);
     refused(&|meta| meta.replicas[0].log_blocks = 513);
     refused(&|meta| meta.chunks.push(ChunkRun { device: 0, chunk: 2, count: 1, block: 1_791 }));
+    // Pieces without blocks lie over nothing, and can be named twice.
+    let empty = |chunk| ChunkRun { device: 0, chunk, count: 0, block: 5_000 };
+    refused(&|meta| meta.chunks.extend([empty(2), empty(3)]));
+    let stale = |device| ReplicaRoot { device, log_block: 9_000, log_blocks: 0, stale: true };
+    refused(&|meta| meta.replicas.push(stale(0)));
+    // On devices that nobody knows, too, and longer than can be counted with.
+    refused(&|meta| meta.chunks.push(ChunkRun { device: 9, chunk: 2, count: 1 << 23, block: 768 }));
+    // Chunks as small as nobody makes them: there would be very many.
+    refused(&|meta| {
+        meta.chunk_blocks = 63;
+        meta.chunks[0].count = 1;
+    });
     let mut label = sample();
     // What the member table has checked is not what counts.
     label.device.layout.blocks = 1_024;
@@ -209,6 +221,7 @@ fn impossible_values_are_refused() {
     refused(|label| label.pool.members.clear());
     refused(|label| label.pool.settings.geometry.k = 0);
     refused(|label| label.pool.settings.geometry.shard_blocks = 1 << 30);
+    refused(|label| (label.pool.settings.geometry.k, label.pool.settings.geometry.m) = (200, 56));
     refused(|label| label.pool.settings.block_size = 512);
     refused(|label| label.pool.sequence = u64::MAX);
     refused(|label| label.pool.epoch.number = u64::MAX);

@@ -223,8 +223,7 @@ pub(super) fn domain_beside(state: &PoolState, device: &Arc<dyn Device>, id: Dev
         .filter_map(|member| Some((member.device.as_ref()?.domain_hint()?, member.failure_domain)))
         .collect();
     let independent = hinted.iter().any(|(hint, domain)| hinted.iter().any(|(h, d)| h == hint && d != domain));
-    let staying =
-        state.members.iter().filter(|member| Some(member.id) != old && !member.is_replaced());
+    let staying = state.members.iter().filter(|member| Some(member.id) != old && !member.is_replaced());
     let domains: BTreeSet<u64> = staying.map(|member| member.failure_domain).collect();
     let geometry = state.label.settings.geometry;
     let enough = domains.len() >= usize::from(geometry.k) + usize::from(geometry.m);

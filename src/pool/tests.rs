@@ -60,8 +60,10 @@ fn set_generation(pool: &Pool, generation: u64) -> Result<()> {
 
 /// As [`set_generation`], with a label that fills its slot and differs everywhere, so that tears show.
 fn set_large(pool: &Pool, generation: u64) {
-    let run = |chunk| ChunkRun { device: 9, chunk, count: generation as u32, block: generation << 32 };
-    let meta = MetaRoot { generation, chunks: (0..3_000).map(run).collect(), ..MetaRoot::default() };
+    let block = |chunk| (generation << 32) + (u64::from(chunk) << 16);
+    let run = |chunk| ChunkRun { device: 9, chunk, count: generation as u32, block: block(chunk) };
+    let chunks = (0..3_000).map(run).collect();
+    let meta = MetaRoot { generation, chunk_blocks: 64, chunks, ..MetaRoot::default() };
     pool.update_labels(|label| label.meta = meta).unwrap();
 }
 
@@ -591,7 +593,7 @@ fn metadata_beyond_the_end_of_the_device_it_is_on_is_refused() {
     let larger = GroupLayout::for_size(2 * SIZE).unwrap();
     relabel(&world, 2, |label| {
         (label.pool.members[1].size, label.pool.members[1].layout) = (2 * SIZE, larger);
-        label.pool.meta.chunk_blocks = 4;
+        label.pool.meta.chunk_blocks = 64;
         label.pool.meta.chunks.push(ChunkRun { device: 1, chunk: 0, count: 1, block: larger.blocks });
         label.pool.sequence += 2;
     });

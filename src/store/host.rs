@@ -226,7 +226,7 @@ impl HostedLog {
         let chunks = root.chunks.iter().map(|chunk| Run {
             device: DeviceId(chunk.device),
             block: BlockNo(chunk.block),
-            blocks: chunk.count * root.chunk_blocks,
+            blocks: chunk.count.saturating_mul(root.chunk_blocks),
         });
         for run in logs.chain(chunks).filter(|run| only.is_none_or(|id| id == run.device)) {
             allocator.claim(run);

@@ -285,11 +285,9 @@ fn labels(service: &PoolService, findings: &mut Findings) {
     let damaged = service.pool.damaged_labels(&present);
     for member in &state.members {
         findings.expect(!damaged.contains(&member.id), Issue::LabelDamaged, || member.name());
-        findings.expect(member.device.is_some(), Issue::MemberMissing, || {
-            match member.is_replaced() {
-                true => format!("{}, which is being replaced: `argosfs rebuild` ends that", member.name()),
-                false => format!("{}: bring it back, or `argosfs device replace` it", member.name()),
-            }
+        findings.expect(member.device.is_some(), Issue::MemberMissing, || match member.is_replaced() {
+            true => format!("{}, which is being replaced: `argosfs rebuild` ends that", member.name()),
+            false => format!("{}: bring it back, or `argosfs device replace` it", member.name()),
         });
         let stale = member.device.is_some() && member.state == MemberState::Stale;
         findings.expect(!stale, Issue::MemberStale, || member.name());
