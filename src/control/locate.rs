@@ -56,6 +56,8 @@ pub struct Located {
     pub name: String,
     /// Paths of the devices that carry its label, sorted.
     pub paths: Vec<PathBuf>,
+    /// The member that each of them shows.
+    pub members: Vec<Uuid>,
     /// Members that the newest label expects and that were not seen, by what it knows of them.
     pub absent: Vec<String>,
     /// Where the newest label last saw its members.
@@ -245,12 +247,13 @@ impl Seen {
     }
 
     fn gather(&self, uuid: Uuid) -> Located {
-        let of_pool: Vec<&Labelled> = self.found.iter().filter(|found| found.label.pool.uuid == uuid).collect();
+        let mut of_pool: Vec<&Labelled> = self.found.iter().filter(|found| found.label.pool.uuid == uuid).collect();
+        of_pool.sort_by_key(|found| &found.path);
         let newest = of_pool.iter().max_by_key(|found| found.label.pool.sequence);
-        let mut paths: Vec<PathBuf> = of_pool.iter().map(|found| found.path.clone()).collect();
-        paths.sort();
+        let paths = of_pool.iter().map(|found| found.path.clone()).collect();
+        let members = of_pool.iter().map(|found| found.label.device.uuid).collect();
         let (name, absent, hints) = (String::new(), Vec::new(), Vec::new());
-        let mut located = Located { uuid, name, paths, absent, hints, debug_faults: false };
+        let mut located = Located { uuid, name, paths, members, absent, hints, debug_faults: false };
         let Some(newest) = newest else { return located };
         located.debug_faults = newest.label.pool.features.compat & DEBUG_FAULTS != 0;
         located.name = newest.label.pool.name.clone();
@@ -270,6 +273,7 @@ impl Seen {
 }
 
 /// The newest whole label of a device; an error says why one that is there cannot be used; `None`: nothing like a label.
+/// A label that lies where it does not belong is not the device's: a disk shows those of the partitions on it.
 fn peek(path: &Path) -> Option<Result<Label, String>> {
     let mut file = File::open(path).ok()?;
     let size = size(&mut file).ok()?;
@@ -286,7 +290,8 @@ fn peek(path: &Path) -> Option<Result<Label, String>> {
         }
         match Label::decode(&slot) {
             Ok(label) => {
-                if best.as_ref().is_none_or(|best| best.pool.sequence < label.pool.sequence) {
+                let own = label_offsets(label.device.size).is_some_and(|offsets| offsets.contains(&offset));
+                if own && best.as_ref().is_none_or(|best| best.pool.sequence < label.pool.sequence) {
                     best = Some(label);
                 }
             }
@@ -315,7 +320,15 @@ fn size(file: &mut File) -> std::io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::base::{Bytes, Prng};
+    use crate::control::open::{OpenOptions, open_pool};
+    use crate::device::engine::EngineChoice;
+    use crate::device::{InlineEngine, file};
+    use crate::format::label::DefaultGeometry;
+    use crate::pool::{FormatOptions, Pool};
 
     #[test]
     fn specs_are_told_apart() {
@@ -337,5 +350,67 @@ mod tests {
         assert!(refusal(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).contains("no ArgosFS label"));
         assert!(refusal("a-pool-that-nobody-made").contains("--search DIR"));
         assert!(locate(&Spec::Name("x".to_owned()), &[PathBuf::from("/no/such/dir")]).is_err());
+    }
+
+    /// A directory with a pool of two images in it; removed with everything in it.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Scratch {
+            let path = std::env::temp_dir().join(format!("argosfs-locate-{}-{name}", std::process::id()));
+            let _ = fs::remove_dir_all(&path);
+            fs::create_dir_all(&path).unwrap();
+            let scratch = Scratch(fs::canonicalize(path).unwrap());
+            let create = file::OpenOptions { create_size: Some(Bytes(8 << 20)), ..file::OpenOptions::default() };
+            let devices: Vec<_> =
+                ["a.img", "b.img"].iter().map(|name| file::open(&scratch.0.join(name), &create).unwrap()).collect();
+            let options = FormatOptions {
+                name: "tank".to_owned(),
+                geometry: DefaultGeometry { k: 1, m: 1, shard_blocks: 16 },
+                force: false,
+                created: 0,
+                features: Default::default(),
+            };
+            Pool::format(&devices, &options, Arc::new(InlineEngine), Box::new(Prng::new(1))).unwrap();
+            scratch
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_disk_is_no_member_because_a_partition_at_its_end_is_one() {
+        let scratch = Scratch::new("disk");
+        let member = scratch.0.join("b.img");
+        let disk = [vec![0; 1 << 20], fs::read(&member).unwrap()].concat();
+        fs::write(scratch.0.join("a-disk.img"), disk).unwrap();
+        let located = locate(&Spec::Path(member.clone()), &[]).unwrap();
+        assert_eq!(located.paths, [scratch.0.join("a.img"), member]);
+        assert!(located.absent.is_empty());
+        assert!(locate(&Spec::Path(scratch.0.join("a-disk.img")), &[]).is_err());
+        // One that grew is still itself.
+        fs::OpenOptions::new().write(true).open(&located.paths[0]).unwrap().set_len(9 << 20).unwrap();
+        assert_eq!(locate(&Spec::Path(located.paths[1].clone()), &[]).unwrap().paths, located.paths);
+    }
+
+    #[test]
+    fn a_second_path_to_a_member_keeps_no_pool_from_being_opened() {
+        let scratch = Scratch::new("paths");
+        let mut located = locate(&Spec::Path(scratch.0.join("a.img")), &[]).unwrap();
+        let options = OpenOptions::new(false, EngineChoice::Buffered);
+        for (name, at) in [("0.img", 0), ("z.img", 2)] {
+            fs::hard_link(scratch.0.join("a.img"), scratch.0.join(name)).unwrap();
+            located.paths.insert(at, scratch.0.join(name));
+            let member = located.members[0];
+            located.members.insert(at, member);
+        }
+        let (pool, _) = open_pool(&located, &options).unwrap();
+        assert_eq!(pool.state().can_lose(), 1);
+        // Somebody else has it.
+        assert!(matches!(open_pool(&located, &options), Err(Error::Busy(_))));
     }
 }

@@ -46,7 +46,7 @@ pub fn open(located: &Located, options: &OpenOptions) -> Result<Opened> {
 }
 
 /// Opens the located devices as their pool, and says what the user should know. A device that cannot be opened counts as
-/// missing, unless somebody else has it.
+/// missing, unless somebody else has it; not another path to one that was opened.
 pub fn open_pool(located: &Located, options: &OpenOptions) -> Result<(Arc<Pool>, Vec<String>)> {
     open_members(located, options, false)
 }
@@ -62,12 +62,20 @@ fn open_members(located: &Located, options: &OpenOptions, without_metadata: bool
         options.faults.enable();
     }
     let mut devices = Vec::new();
-    for path in &located.paths {
+    let (mut opened, mut busy) = (Vec::new(), Vec::new());
+    for (path, member) in located.paths.iter().zip(&located.members) {
         match open_device(path, options) {
-            Ok(device) => devices.push(device),
-            Err(busy @ Error::Busy(_)) => return Err(busy),
+            Ok(device) => {
+                devices.push(device);
+                opened.push(member);
+            }
+            Err(error @ Error::Busy(_)) => busy.push((member, error)),
             Err(error) => notes.push(format!("{} is left out: {error}", path.display())),
         }
+    }
+    // What is in use on the way to a member that was opened on another one is that member.
+    if let Some((_, error)) = busy.into_iter().find(|(member, _)| !opened.contains(member)) {
+        return Err(error);
     }
     let mode = OpenMode { read_only: options.read_only, pool: Some(located.uuid), without_metadata };
     let pool = Pool::open(&devices, &mode, engine, Box::new(SystemEntropy))?;
