@@ -52,23 +52,75 @@ fn wanted_size(path: &Path, size: u64) -> Result<Option<Bytes>> {
 }
 
 /// The member a user means.
+///
+/// # Errors
+/// [`Error::Usage`] when it is none or could be several: where one is, another one may have been.
 pub fn find_member(state: &PoolState, text: &str) -> Result<DeviceId> {
     let by_number = text.parse().ok().map(DeviceId).filter(|id| state.member(*id).is_some());
+    if let Some(id) = by_number {
+        return Ok(id);
+    }
     let uuid = Uuid::parse(text);
     let path = absolute(Path::new(text))?;
     let path = path.to_str();
-    let found = by_number.or_else(|| {
-        let same = |member: &&crate::pool::Member| {
-            let hint = state.label.member(member.id).map(|entry| entry.path.as_str());
-            Some(member.uuid) == uuid
-                || member.device.as_ref().is_some_and(|device| Some(device.name()) == path)
-                || hint.is_some_and(|hint| !hint.is_empty() && (Some(hint) == path || hint == text))
+    let meant = |member: &&crate::pool::Member| {
+        let hint = state.label.member(member.id).map(|entry| entry.path.as_str());
+        Some(member.uuid) == uuid
+            || member.device.as_ref().is_some_and(|device| Some(device.name()) == path)
+            || hint.is_some_and(|hint| !hint.is_empty() && (Some(hint) == path || hint == text))
+    };
+    let list = |members: &[&crate::pool::Member]| {
+        let shown = members.iter().map(|member| match member.device.is_some() {
+            true => format!("{} ({})", member.id, member.name()),
+            false => format!("{} (missing, {})", member.id, member.uuid),
+        });
+        shown.collect::<Vec<_>>().join(", ")
+    };
+    let name = &state.label.name;
+    match &state.members.iter().filter(meant).collect::<Vec<_>>()[..] {
+        [member] => Ok(member.id),
+        [] => {
+            let members: Vec<_> = state.members.iter().collect();
+            Err(Error::Usage(format!("pool {name} has no device {text}; its devices are {}", list(&members))))
+        }
+        several => Err(Error::Usage(format!(
+            "{text} is or was the place of several devices of pool {name}: {}; say the number or the UUID of the one you mean",
+            list(several)
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Prng;
+    use crate::device::InlineEngine;
+    use crate::device::sim::SimWorld;
+    use crate::format::label::DefaultGeometry;
+    use crate::pool::{FormatOptions, Pool};
+
+    /// The device that is there now may be the last that anybody wants to give up.
+    #[test]
+    fn a_place_where_several_devices_were_names_none_of_them() {
+        let options = FormatOptions {
+            name: "tank".to_owned(),
+            geometry: DefaultGeometry { k: 1, m: 1, shard_blocks: 16 },
+            force: false,
+            created: 0,
+            features: Default::default(),
         };
-        state.members.iter().find(same).map(|member| member.id)
-    });
-    found.ok_or_else(|| {
-        let members: Vec<String> =
-            state.members.iter().map(|member| format!("{} ({})", member.id, member.name())).collect();
-        Error::Usage(format!("pool {} has no device {text}; its devices are {}", state.label.name, members.join(", ")))
-    })
+        let devices = SimWorld::new(1, 2, 16 << 20).devices();
+        let pool = Pool::format(&devices, &options, Arc::new(InlineEngine), Box::new(Prng::new(1))).unwrap();
+        let found = |state: &PoolState, text: &str| find_member(state, text).map_err(|error| error.to_string());
+        let mut state = PoolState { label: pool.state().label.clone(), members: pool.state().members.clone() };
+        assert_eq!(found(&state, "sim0"), Ok(DeviceId(0)));
+        assert!(found(&state, "sim7").unwrap_err().contains("its devices are 0 (sim0), 1 (sim1)"));
+        // The second one is gone, and was last seen where the first one is now.
+        state.members[1].device = None;
+        state.label.members[1].path = "sim0".to_owned();
+        let refused = found(&state, "sim0").unwrap_err();
+        let uuid = state.members[1].uuid.to_string();
+        assert!(refused.contains(&format!("several devices of pool tank: 0 (sim0), 1 (missing, {uuid})")), "{refused}");
+        assert_eq!((found(&state, "1"), found(&state, &uuid)), (Ok(DeviceId(1)), Ok(DeviceId(1))));
+    }
 }
