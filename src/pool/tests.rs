@@ -287,6 +287,31 @@ fn a_member_put_back_from_an_old_copy_is_stale() {
     assert_eq!(states(&pool), [Active, Active, Stale, Active]);
 }
 
+/// Power cuts in one opening after the other may spare the same member's labels each time: how far its sequence number is behind
+/// that of others in the same epoch proves nothing.
+#[test]
+fn a_member_that_power_cuts_have_left_behind_is_current() {
+    let mut furthest = 0;
+    for seed in 0..40 {
+        let mut prng = Prng::new(seed);
+        let mut world = SimWorld::new(seed, 3, SIZE);
+        drop(format(&world, 2, 1));
+        for round in 0..6 {
+            world.mark_base();
+            let pool = open(&world, &[0, 1, 2]).unwrap();
+            assert_eq!(states(&pool), [MemberState::Active; 3], "seed {seed} round {round}");
+            drop(pool);
+            let at = world.oldest_crash_point() + prng.below(world.record() - world.oldest_crash_point() + 1);
+            world = world.crash_state(at, &mut prng);
+            let scans = label_io::scan(&*engine(), &world.devices());
+            let sequences = scans.iter().filter_map(|scan| Some(scan.found.as_ref().ok()?.pool.sequence));
+            let (least, most) = sequences.fold((u64::MAX, 0), |(least, most), at| (at.min(least), at.max(most)));
+            furthest = most.saturating_sub(least).max(furthest);
+        }
+    }
+    assert!(furthest > 1, "the test is about members further behind than one write");
+}
+
 #[test]
 fn alternating_halves_of_a_mirror_are_found_to_be_a_split() {
     let world = SimWorld::new(7, 2, SIZE);
