@@ -3,7 +3,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
 use super::block::{Block, zeroed};
-use super::recover::{self, Log};
+use super::recover::{self, Found, Log};
 use super::replicas::Replica;
 use super::ring::{self, Ring};
 use super::table::{Chunk, Geometry, Table, digest};
@@ -369,6 +369,32 @@ fn read_areas(chunks: &[(u32, &mut Chunk)], replicas: &[Arc<Replica>], pages: us
     areas
 }
 
+/// Blocks of entries that lie one behind the other, from those that had them when the log was walked. They are verified once
+/// more: a copy with one broken entry would hide whatever is appended behind it.
+fn read_entries(ring: &Ring, replicas: &[Arc<Replica>], entries: &[Found]) -> Result<Vec<Block>> {
+    let (position, holders) = entries.first().map_or((0, 0), |first| (first.position, first.holders));
+    let holding = replicas.iter().enumerate().filter(|(at, _)| holders >> at & 1 == 1);
+    let mut content = zeroed(entries.iter().map(|found| found.blocks as usize).sum());
+    let mut why = Error::corrupt("nobody has a part of the metadata log any more");
+    for (_, from) in (0..recover::TRIES).flat_map(|_| holding.clone()) {
+        match ring::read(from, ring.capacity, position, &mut content) {
+            Ok(()) if are_whole(entries, &content) => return Ok(content),
+            Ok(()) => why = Error::corrupt(format!("{} garbles a part of the metadata log", from.device.name())),
+            Err(error) => why = error,
+        }
+    }
+    Err(why)
+}
+
+fn are_whole(entries: &[Found], content: &[Block]) -> bool {
+    let mut rest = content;
+    entries.iter().all(|found| {
+        let Some((entry, behind)) = rest.split_at_checked(found.blocks as usize) else { return false };
+        rest = behind;
+        found.is_in(entry.as_bytes())
+    })
+}
+
 impl Core {
     /// Brings all live replicas to the recovered state before anything relies on it: first the log, so that no later crash,
     /// whichever replicas are left then, takes back what this opening has shown; then what hangs on the log.
@@ -382,8 +408,8 @@ impl Core {
     ) -> Result<()> {
         let mut ring = lock(&self.log);
         for (index, replica) in replicas.iter().enumerate() {
-            for (position, blocks, holders) in log.missing(index) {
-                self.copy_log(&ring, replica, (replicas, holders), position, blocks)?;
+            for stretch in log.missing(index) {
+                self.copy_log(&ring, replica, replicas, stretch)?;
             }
         }
         self.flush_all()?;
@@ -404,37 +430,23 @@ impl Core {
         Ok(())
     }
 
-    /// Copies blocks of the log to a replica from one of those whose bit is set in `holders`; not durable yet.
-    pub fn copy_log(
-        &self,
-        ring: &Ring,
-        to: &Replica,
-        (replicas, holders): (&[Arc<Replica>], u64),
-        position: u64,
-        blocks: u64,
-    ) -> Result<()> {
-        let holding =
-            || replicas.iter().enumerate().filter(|(at, _)| holders >> at & 1 == 1).map(|(_, replica)| replica);
-        let mut done = 0;
-        while done < blocks {
-            let at = position + done;
-            let place = at % ring.capacity;
-            let count = (blocks - done).min(COPY_BLOCKS).min(ring.capacity - place);
-            let mut content = zeroed(count as usize);
-            let mut read = Err(Error::corrupt("nobody has a part of the metadata log any more"));
-            for from in holding() {
-                read = from.device.read_at((from.log.0 + ANCHORS + place) * BLOCK_SIZE, content.as_mut_bytes());
-                if read.is_ok() {
-                    break;
-                }
-            }
-            read?;
-            for (offset, bufs) in ring::pieces(to, ring.capacity, at, &content) {
+    /// Copies entries of the log to a replica from those of `replicas` that have them; not durable yet.
+    pub fn copy_log(&self, ring: &Ring, to: &Replica, replicas: &[Arc<Replica>], stretch: &[Found]) -> Result<()> {
+        let mut rest = stretch;
+        while let Some(first) = rest.first() {
+            let mut blocks = 0;
+            let count = rest.iter().take_while(|found| {
+                blocks += found.blocks;
+                blocks <= COPY_BLOCKS
+            });
+            let (now, later) = rest.split_at(count.count().max(1));
+            let content = read_entries(ring, replicas, now)?;
+            for (offset, bufs) in ring::pieces(to, ring.capacity, first.position, &content) {
                 if let Err(error) = to.device.write_at(offset, &bufs) {
                     return self.drop_replica(to.id, error);
                 }
             }
-            done += count;
+            rest = later;
         }
         Ok(())
     }

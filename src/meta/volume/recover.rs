@@ -115,11 +115,22 @@ impl Cursor {
 }
 
 /// An entry of the chain, and where it was found.
-struct Found {
-    position: u64,
-    blocks: u64,
+pub struct Found {
+    pub position: u64,
+    pub blocks: u64,
     /// Bit per replica that has it.
-    holders: u64,
+    pub holders: u64,
+    hash: Link,
+}
+
+impl Found {
+    /// Whether the bytes begin with this entry.
+    pub fn is_in(&self, bytes: &[u8]) -> bool {
+        EntryHead::decode(bytes).filter(|head| head.hash == self.hash).is_some_and(|head| {
+            let payload = bytes.get(HEAD..).and_then(|rest| rest.get(..head.payload_len as usize));
+            payload.is_some_and(|payload| head.matches(bytes, payload))
+        })
+    }
 }
 
 /// What the log holds.
@@ -258,27 +269,17 @@ fn step(readers: &mut [Reader<'_>], volume: u64, at: &Cursor) -> Option<(EntryHe
     }
     let (head, payload) = best?;
     let holders = holding.iter().filter(|(_, hash)| *hash == head.hash).fold(0, |bits, (index, _)| bits | 1 << index);
-    let found = Found { position: at.position, blocks: head.blocks(), holders };
+    let found = Found { position: at.position, blocks: head.blocks(), holders, hash: head.hash };
     Some((head, payload, found))
 }
 
 impl Log {
-    /// Runs of blocks from the newest checkpoint on that this replica lacks: position, length, and a bit for each replica that
-    /// has them.
-    pub fn missing(&self, replica: usize) -> Vec<(u64, u64, u64)> {
-        let from = self.checkpoint.position;
-        let lacking = self.chain.iter().filter(|found| found.position >= from && found.holders >> replica & 1 == 0);
-        let mut runs: Vec<(u64, u64, u64)> = Vec::new();
-        for found in lacking {
-            match runs.last_mut() {
-                Some((position, blocks, holders))
-                    if *holders == found.holders && *position + *blocks == found.position =>
-                {
-                    *blocks += found.blocks;
-                }
-                _ => runs.push((found.position, found.blocks, found.holders)),
-            }
-        }
-        runs
+    /// Stretches of entries from the newest checkpoint on that this replica lacks. Each lies in the ring as a whole, and the
+    /// same replicas have all of it.
+    pub fn missing(&self, replica: usize) -> Vec<&[Found]> {
+        let from = self.chain.partition_point(|found| found.position < self.checkpoint.position);
+        let behind = self.chain.get(from..).unwrap_or_default();
+        let lacks = |stretch: &&[Found]| stretch.first().is_some_and(|found| found.holders >> replica & 1 == 0);
+        behind.chunk_by(|a, b| a.holders == b.holders).filter(lacks).collect()
     }
 }

@@ -239,8 +239,8 @@ impl Core {
         let log = recover::recover(&writers, self.volume, ring.capacity)?;
         let mut copied = 0;
         for (index, to) in writers.iter().enumerate() {
-            for (position, blocks, holders) in log.missing(index) {
-                self.copy_log(ring, to, (&writers, holders), position, blocks)?;
+            for stretch in log.missing(index) {
+                self.copy_log(ring, to, &writers, stretch)?;
                 copied += 1;
             }
         }

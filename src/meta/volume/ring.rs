@@ -125,6 +125,16 @@ pub fn pieces<'a>(replica: &Replica, capacity: u64, position: u64, blocks: &'a [
     pieces
 }
 
+/// Reads blocks of the log from a replica.
+pub fn read(replica: &Replica, capacity: u64, position: u64, blocks: &mut [Block]) -> Result<()> {
+    let from = position % capacity;
+    let first = ((capacity - from) as usize).min(blocks.len());
+    let base = replica.log.0 + ANCHORS;
+    let (head, tail) = blocks.split_at_mut(first);
+    replica.device.read_at((base + from) * BLOCK_SIZE, head.as_mut_bytes())?;
+    if tail.is_empty() { Ok(()) } else { replica.device.read_at(base * BLOCK_SIZE, tail.as_mut_bytes()) }
+}
+
 impl super::Core {
     /// Writes framed entries to every replica; not durable yet.
     pub fn write_frames(&self, ring: &Ring, frames: &Frames) -> Result<()> {

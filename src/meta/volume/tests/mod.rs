@@ -5,6 +5,7 @@ mod crash;
 mod faults;
 mod host;
 mod hostile;
+mod unread;
 
 use super::{Appended, Volume, VolumeHost, VolumeOptions};
 use crate::base::{Bytes, DeviceId, Prng, Result, TxnId};
