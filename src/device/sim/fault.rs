@@ -1,6 +1,7 @@
 //! Faults of simulated devices: armed during a run, drawn from each device's own seed.
 
 use crate::base::Prng;
+use std::ops::Range;
 
 /// Kinds of request a fault applies to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,6 +40,8 @@ pub enum Fault {
     LoseWrite { nth: u64, sticky: bool },
     /// The nth read returns flipped bits; the stored content is right; later ones too when `sticky`.
     GarbleRead { nth: u64, sticky: bool },
+    /// So many reads that touch this block fail with EIO: a bad sector. A write of the block ends it.
+    BadBlock { block: u64, times: u64 },
     /// Requests of the kind block until [`super::SimWorld::heal`] or [`super::SimWorld::release`].
     Hang { on: On },
     /// `stalled_ns` of the device says this.
@@ -51,6 +54,7 @@ impl Fault {
         match self {
             Fault::Fail { sticky, .. } | Fault::LoseWrite { sticky, .. } | Fault::GarbleRead { sticky, .. } => *sticky,
             Fault::Misdirect { .. } => false,
+            Fault::BadBlock { times, .. } => *times > 0,
             _ => true,
         }
     }
@@ -101,10 +105,14 @@ impl Armed {
         })
     }
 
-    /// Draws what happens to one request; `new_blocks` is how many never-written blocks a write needs.
-    pub(super) fn draw(&mut self, kind: On, new_blocks: u64, prng: &mut Prng) -> Effect {
+    /// Draws what happens to one request for these blocks; `new_blocks` is how many never-written blocks a write needs.
+    pub(super) fn draw(&mut self, kind: On, blocks: Range<u64>, new_blocks: u64, prng: &mut Prng) -> Effect {
         let mut effect = Effect::default();
         self.faults.retain_mut(|fault| {
+            let touched = |block: &u64| blocks.contains(block);
+            if matches!(fault, Fault::BadBlock { block, .. } if kind == On::Write && touched(block)) {
+                return false;
+            }
             let hit = match fault {
                 Fault::Fail { on, nth, .. } => on.matches(kind) && due(nth),
                 Fault::Flaky { on, one_in } => on.matches(kind) && prng.chance(1, (*one_in).max(1)),
@@ -113,6 +121,7 @@ impl Armed {
                 }
                 Fault::LoseWrite { nth, .. } => kind == On::Write && due(nth),
                 Fault::GarbleRead { nth, .. } => kind == On::Read && due(nth),
+                Fault::BadBlock { block, .. } => kind == On::Read && touched(block),
                 Fault::Full { .. } => kind == On::Write,
                 Fault::LyingFlush => kind == On::Flush,
                 Fault::Gone => true,
@@ -123,6 +132,10 @@ impl Armed {
             }
             match fault {
                 Fault::Fail { .. } | Fault::Flaky { .. } | Fault::Gone => effect.errno = Some(libc::EIO),
+                Fault::BadBlock { times, .. } => {
+                    *times -= 1;
+                    effect.errno = Some(libc::EIO);
+                }
                 Fault::Full { spare_blocks } => match spare_blocks.checked_sub(new_blocks) {
                     Some(left) => *spare_blocks = left,
                     None => effect.errno = Some(libc::ENOSPC),

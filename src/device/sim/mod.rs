@@ -77,7 +77,9 @@ impl Device for SimDevice {
         let device = &mut inner.devices[self.index];
         device.counters.reads += 1;
         device.counters.bytes_read += buf.len() as u64;
-        let effect = device.faults.draw(On::Read, 0, &mut device.prng);
+        let first = offset / BLOCK as u64;
+        let blocks = first..first + (buf.len() / BLOCK) as u64;
+        let effect = device.faults.draw(On::Read, blocks, 0, &mut device.prng);
         if let Some(errno) = effect.errno {
             return Err(self.failed(inner, "read", errno));
         }
@@ -101,7 +103,8 @@ impl Device for SimDevice {
         device.counters.bytes_written += len;
         let mut first = offset / BLOCK as u64;
         let new = (first..first + blocks.len() as u64).filter(|number| device.current.get(*number).is_none()).count();
-        let effect = device.faults.draw(On::Write, new as u64, &mut device.prng);
+        let touched = first..first + blocks.len() as u64;
+        let effect = device.faults.draw(On::Write, touched, new as u64, &mut device.prng);
         if let Some(errno) = effect.errno {
             // What a failed write leaves is anybody's guess: nothing, everything, or some sectors.
             let seed = device.prng.next();
@@ -136,7 +139,7 @@ impl Device for SimDevice {
         let inner = &mut *guard;
         let device = &mut inner.devices[self.index];
         device.counters.flushes += 1;
-        let effect = device.faults.draw(On::Flush, 0, &mut device.prng);
+        let effect = device.faults.draw(On::Flush, 0..0, 0, &mut device.prng);
         if let Some(errno) = effect.errno {
             inner.append(self.index, Kind::FlushFailed { covers });
             return Err(self.failed(inner, "flush", errno));
@@ -151,7 +154,7 @@ impl Device for SimDevice {
         let inner = &mut *guard;
         let device = &mut inner.devices[self.index];
         device.counters.discards += 1;
-        let effect = device.faults.draw(On::Discard, 0, &mut device.prng);
+        let effect = device.faults.draw(On::Discard, 0..0, 0, &mut device.prng);
         if let Some(errno) = effect.errno {
             return Err(self.failed(inner, "discard", errno));
         }

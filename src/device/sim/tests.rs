@@ -230,6 +230,21 @@ fn errors_come_when_armed_and_leave_only_the_written_range_in_doubt() {
 }
 
 #[test]
+fn a_bad_block_fails_reads_that_touch_it_until_it_is_written() {
+    let world = SimWorld::new(12, 1, 1 << 20);
+    let device = world.device(0);
+    write(&*device, 0, 1, 4).unwrap();
+    let read = |block: u64, count: usize| device.read_at(block * B as u64, &mut vec![0; count * B]).is_ok();
+    world.fault(0, Fault::BadBlock { block: 2, times: 2 });
+    assert!(read(0, 2) && read(3, 1) && !read(0, 4) && !read(2, 1) && read(2, 1));
+    world.fault(0, Fault::BadBlock { block: 2, times: u64::MAX });
+    write(&*device, 3, 2, 1).unwrap();
+    assert!(!read(1, 2) && !read(1, 2));
+    write(&*device, 1, 3, 2).unwrap();
+    assert!(read(0, 4));
+}
+
+#[test]
 fn a_full_host_refuses_new_blocks_only() {
     let world = SimWorld::new(13, 1, 1 << 20);
     let device = world.device(0);

@@ -163,6 +163,9 @@ impl Core {
 
     /// Reads and verifies a run; what one replica has wrong comes from another and is mended. One that does not answer in
     /// time is waited for only when no other is left.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when all replicas have a block wrong; another one when some could not be read: it may be right there.
     pub fn read_run(&self, run: &Run) -> Result<Vec<Block>> {
         let mut readers = self.readers();
         readers.sort_by_key(|replica| replica.device.stalled_ns().is_some_and(|age| age > STALLED_NS));
@@ -197,8 +200,10 @@ impl Core {
         }
         if !missing.is_empty() {
             let first = run.block + missing[0] as u64;
-            let why = last_error.map_or_else(String::new, |error| format!(": {error}"));
-            return Err(Error::corrupt(format!("no replica has metadata block {first} right{why}")));
+            return Err(match last_error {
+                None => Error::corrupt(format!("no replica has metadata block {first} right")),
+                Some(why) => Error::Unavailable(format!("no replica returns metadata block {first} right: {why}")),
+            });
         }
         for (replica, wrong) in bad {
             for at in wrong {

@@ -8,7 +8,7 @@
 
 use super::block::{Block, zeroed};
 use super::replicas::Replica;
-use crate::base::{BLOCK_SIZE, Error, Result};
+use crate::base::{BLOCK_SIZE, BlockNo, Error, Result};
 use crate::device::Device;
 use crate::format::log::{ANCHORS, Anchor, EntryHead, HEAD, Kind, Link, entry_blocks};
 use std::sync::Arc;
@@ -91,6 +91,27 @@ impl<'a> Reader<'a> {
 /// Reads what ends the log where it cannot be read: not for one error that passes.
 pub fn read_again(device: &dyn Device, offset: u64, buf: &mut [u8]) -> Result<()> {
     (1..TRIES).find_map(|_| device.read_at(offset, buf).ok()).map_or_else(|| device.read_at(offset, buf), Ok)
+}
+
+/// The block that `is_right`, from one of these replicas and places; `None` when it is wrong everywhere. An error when it is
+/// not right anywhere and could not be read somewhere: it may be right there.
+pub fn read_right<'a>(
+    places: impl Iterator<Item = (&'a Replica, BlockNo)>,
+    is_right: impl Fn(&mut Block) -> bool,
+) -> Result<Option<Box<Block>>> {
+    let mut content = Block::zeroed();
+    let mut failed = None;
+    for (replica, place) in places {
+        let mut last = Ok(());
+        for _ in 0..TRIES {
+            last = replica.device.read_at(place.byte_offset(), &mut content.0);
+            if last.is_ok() && is_right(&mut content) {
+                return Ok(Some(content));
+            }
+        }
+        failed = last.err().or(failed);
+    }
+    failed.map_or(Ok(None), Err)
 }
 
 /// Where a walk is.

@@ -122,7 +122,7 @@ impl Core {
             }
             let _io = lock(&self.io);
             for page in 0..self.geometry.pages {
-                if let Some((home, content)) = self.stored_page(number, page, to.id) {
+                if let Some((home, content)) = self.stored_page(number, page, to.id)? {
                     self.write_joining(to, home.0 + u64::from(page), &content)?;
                 }
             }
@@ -167,8 +167,15 @@ impl Core {
         }
         for at in wrong {
             let Some(one) = run.one(at) else { continue };
-            // A block that nobody has right is free in the durable state, or lost: there is nothing to copy.
-            let Some(content) = (0..recover::TRIES).find_map(|_| self.read_run(&one).ok()) else { continue };
+            let read = || self.read_run(&one);
+            let content = match (1..recover::TRIES).find_map(|_| read().ok()).map_or_else(read, Ok) {
+                Ok(content) => content,
+                // A block that everybody has wrong is free in the durable state, or lost: there is nothing to copy.
+                Err(Error::Corrupt(_)) => continue,
+                Err(_) if !self.unchanged(&one) => continue,
+                // One that could not be read is neither.
+                Err(error) => return Err(error),
+            };
             let _io = lock(&self.io);
             if let (true, Some(content)) = (self.unchanged(&one), content.first()) {
                 self.write_joining(to, offset / BLOCK_SIZE + at as u64, content)?;
@@ -184,28 +191,25 @@ impl Core {
         to.device.write_at(block * BLOCK_SIZE, &[&content.0])
     }
 
-    /// A page of sums as the newest checkpoint has it, and where the chunk lies on the device. The caller holds `io`.
-    fn stored_page(&self, number: u32, page: u32, device: DeviceId) -> Option<(BlockNo, Box<Block>)> {
+    /// A page of sums as the newest checkpoint has it, and where the chunk lies on the device; `None` when there is nothing to
+    /// store or everybody has it wrong. The caller holds `io`.
+    fn stored_page(&self, number: u32, page: u32, device: DeviceId) -> Result<Option<(BlockNo, Box<Block>)>> {
         let (homes, expected, now) = {
             let state = read(&self.state);
-            let chunk = state.table.chunks.get(&number)?;
-            (chunk.homes.clone(), chunk.digests.get(page as usize).copied()?, chunk.page(page))
+            let chunk = state.table.chunks.get(&number);
+            let known = chunk.and_then(|chunk| Some((chunk, chunk.digests.get(page as usize).copied()?)));
+            let Some((chunk, expected)) = known.filter(|(_, expected)| *expected != 0) else { return Ok(None) };
+            (chunk.homes.clone(), expected, chunk.page(page))
         };
         let home = |id: DeviceId| homes.iter().find(|(other, _)| *other == id).map(|(_, home)| *home);
-        if expected == 0 {
-            return None;
-        }
+        let Some(place) = home(device) else { return Ok(None) };
         if digest(&now) == expected {
-            return Some((home(device)?, now));
+            return Ok(Some((place, now)));
         }
-        let mut content = Block::zeroed();
-        let right = self.readers().iter().any(|replica| {
-            let mut read = |home: BlockNo| {
-                recover::read_again(&*replica.device, (home.0 + u64::from(page)) * BLOCK_SIZE, &mut content.0)
-            };
-            home(replica.id).is_some_and(|home| read(home).is_ok()) && digest(&content) == expected
-        });
-        if right { Some((home(device)?, content)) } else { None }
+        let is_right = |content: &mut Block| digest(content) == expected;
+        let readers = self.readers();
+        let from = readers.iter().filter_map(|replica| Some((&**replica, home(replica.id)? + Blocks(u64::from(page)))));
+        Ok(recover::read_right(from, is_right)?.map(|content| (place, content)))
     }
 
     /// Copies the log while nothing is appended, and makes the replica one that counts.
@@ -374,7 +378,7 @@ impl Core {
         let _io = lock(&self.io);
         for page in 0..self.geometry.pages {
             for replica in self.readers() {
-                let Some((home, content)) = self.stored_page(number, page, replica.id) else { continue };
+                let Ok(Some((home, content))) = self.stored_page(number, page, replica.id) else { continue };
                 let offset = (home.0 + u64::from(page)) * BLOCK_SIZE;
                 let mut there = Block::zeroed();
                 report.blocks += 1;

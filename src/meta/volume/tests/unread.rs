@@ -3,7 +3,11 @@
 use super::*;
 use crate::base::BLOCK_SIZE;
 use crate::device::sim::Fault;
+use crate::format::log::ANCHORS;
+use crate::meta::volume::block::{EMPTY, LOST};
+use crate::meta::volume::{lock, read};
 
+const FOR_GOOD: u64 = u64::MAX;
 /// One replica, and a device that can become another.
 const ONE: Setup = Setup { replicas: 1, ..SMALL };
 
@@ -29,11 +33,45 @@ fn left(store: Store) -> Vec<Changes> {
     store.history.clone()
 }
 
+fn bad(world: &SimWorld, device: usize, block: u64, times: u64) {
+    world.fault(device, Fault::BadBlock { block, times });
+}
+
 /// Opens from these devices, and must find everything.
 fn whole(what: &str, setup: Setup, world: &SimWorld, present: &[usize], history: &[Changes], prng: &mut Prng) {
     let store = Store::open(setup, world.clone(), present, history, prng);
     let store = store.unwrap_or_else(|error| panic!("{what}, opened from {present:?}: {error}"));
     assert_eq!(store.last(), history.len() as u64, "{what}, opened from {present:?}");
+}
+
+/// Blocks on a device with the log from the newest checkpoint on, and the one behind it.
+fn log_blocks(store: &Store, device: usize) -> Vec<u64> {
+    let first = store.volume.root().replicas[device].log_block + ANCHORS;
+    let ring = lock(&store.volume.core.log);
+    (ring.tail..=ring.position).map(|position| first + position % ring.capacity).collect()
+}
+
+/// Blocks of the virtual file that lie on the devices, and where on this one.
+fn stored(store: &Store, device: u16) -> Vec<(u64, u64)> {
+    let geometry = store.volume.core.geometry;
+    let state = read(&store.volume.core.state);
+    let mut blocks = Vec::new();
+    for (number, chunk) in &state.table.chunks {
+        let Some(home) = chunk.home(DeviceId(device)) else { continue };
+        for index in 0..geometry.data {
+            let block = u64::from(*number) * u64::from(geometry.data) + u64::from(index);
+            let holds = ![EMPTY, LOST].contains(&chunk.sum(index)) && state.in_memory(block).is_none();
+            if holds && block != 0 {
+                blocks.push((block, home.0 + u64::from(geometry.pages + index)));
+            }
+        }
+    }
+    blocks
+}
+
+/// Where the first page of sums lies.
+fn first_page(store: &Store, device: u16) -> u64 {
+    read(&store.volume.core.state).table.chunks[&0].home(DeviceId(device)).unwrap().0
 }
 
 #[test]
@@ -78,4 +116,63 @@ fn a_garbled_read_of_the_log_does_not_get_into_a_replica_that_lacks_it() {
             break;
         }
     }
+}
+
+#[test]
+fn a_replica_is_not_whole_without_a_block_that_could_not_be_read() {
+    for part in 0..6 {
+        let (mut prng, world, mut store) = store(ONE, 3);
+        store.checkpoint().unwrap();
+        let blocks = stored(&store, 0);
+        let (block, place) = blocks[blocks.len() * part / 6];
+        bad(&world, 0, place, FOR_GOOD);
+        assert!(store.volume.rejoin(DeviceId(1)).is_err(), "without block {block}");
+        assert_eq!(store.volume.stats().replicas, [DeviceId(0)]);
+        world.heal(0);
+        // An error that passes keeps no replica from being whole.
+        bad(&world, 0, place, 1);
+        store.volume.rejoin(DeviceId(1)).unwrap();
+        whole(&format!("block {block}"), ONE, &world.fork(), &[1], &left(store), &mut prng);
+    }
+}
+
+/// It was free at the last checkpoint, or it is lost: nobody can tell, and nothing can be copied.
+#[test]
+fn a_block_that_every_source_has_wrong_is_passed_over() {
+    let (_, world, mut store) = store(ONE, 4);
+    store.checkpoint().unwrap();
+    let (_, place) = stored(&store, 0)[5];
+    world.corrupt(0, place * BLOCK_SIZE..(place + 1) * BLOCK_SIZE);
+    store.volume.rejoin(DeviceId(1)).unwrap();
+    assert_eq!(store.volume.stats().replicas.len(), 2);
+}
+
+/// The page has changed since the checkpoint: what that says is on the devices only.
+#[test]
+fn a_replica_is_not_whole_without_a_page_of_sums_that_could_not_be_read() {
+    let setup = Setup { dirty_blocks: 1, cache: 16 << 10, ..ONE };
+    let (mut prng, world, store) = store(setup, 5);
+    assert!(read(&store.volume.core.state).table.changed() > 0);
+    let page = first_page(&store, 0);
+    bad(&world, 0, page, FOR_GOOD);
+    assert!(store.volume.rejoin(DeviceId(1)).is_err());
+    world.heal(0);
+    bad(&world, 0, page, 1);
+    store.volume.rejoin(DeviceId(1)).unwrap();
+    whole("the page", setup, &world.fork(), &[1], &left(store), &mut prng);
+}
+
+#[test]
+fn a_replica_is_not_whole_without_a_part_of_the_log_that_could_not_be_read() {
+    let (mut prng, world, store) = store(ONE, 12);
+    let blocks = log_blocks(&store, 0);
+    let (end, entries) = blocks.split_last().unwrap();
+    for block in entries {
+        bad(&world, 0, *block, FOR_GOOD);
+        assert!(store.volume.rejoin(DeviceId(1)).is_err(), "without block {block}");
+        world.heal(0);
+    }
+    bad(&world, 0, *end, FOR_GOOD);
+    store.volume.rejoin(DeviceId(1)).unwrap();
+    whole("the log", ONE, &world.fork(), &[1], &left(store), &mut prng);
 }
