@@ -40,8 +40,11 @@ pub struct Opened {
 
 /// Opens the located devices as their pool, with its metadata.
 pub fn open(located: &Located, options: &OpenOptions) -> Result<Opened> {
-    let (pool, notes) = open_pool(located, options)?;
+    let (pool, mut notes) = open_pool(located, options)?;
     let store = Store::open(Arc::clone(&pool), Arc::clone(&options.clock), SystemEntropy.next_u64())?;
+    if store.volume_stats().is_some_and(|stats| stats.log_unread) {
+        notes.push("a block of the metadata log cannot be read: what was written last may be missing".to_owned());
+    }
     Ok(Opened { pool, store: Arc::new(store), notes })
 }
 

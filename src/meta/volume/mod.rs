@@ -137,6 +137,8 @@ pub struct VolumeStats {
     pub log_used: Blocks,
     /// No anchor of the log led to its newest checkpoint when the volume was opened: more went wrong than a power cut.
     pub log_scanned: bool,
+    /// Opened to be read only, with a log of which nobody can tell whether it goes on: a block of it cannot be read.
+    pub log_unread: bool,
     /// Redo since the last checkpoint.
     pub redo_groups: u64,
     pub redo_bytes: Bytes,
@@ -161,6 +163,7 @@ pub struct VerifyReport {
     /// Those that are lacking, when nothing is mended.
     pub log_lacking: u64,
     /// Of entries that were acknowledged, no copy can be read. What they say is in memory: a checkpoint makes them needless.
+    /// (Or the volume was opened to be read only, and nobody can tell whether there are such entries.)
     pub log_broken: bool,
     /// Blocks that no replica has right. redb may not use them: of a block that was free at the last checkpoint, the content
     /// is lost with a crash and its sum is not. redb's own check tells.
@@ -213,6 +216,7 @@ struct Core {
     volume: u64,
     log_capacity: u64,
     log_scanned: bool,
+    log_unread: bool,
     replicas: RwLock<Vec<Arc<Replica>>>,
     /// One replica is brought up or let go at a time.
     resyncing: Mutex<()>,
@@ -441,6 +445,7 @@ impl Core {
             log_capacity: Blocks(ring.capacity),
             log_used: Blocks(ring.position - ring.tail),
             log_scanned: self.log_scanned,
+            log_unread: self.log_unread,
             redo_groups: ring.groups,
             redo_bytes: Bytes(ring.redo_bytes),
             checkpoints: self.counters.checkpoints.load(Ordering::Relaxed),

@@ -87,6 +87,9 @@ impl Volume {
         let replicas = present(&*host, root, live)?;
         let capacity = u64::from(root.replicas.first().map_or(0, |replica| replica.log_blocks)) - ANCHORS;
         let log = recover::recover(&replicas, root.volume, capacity)?;
+        if let (false, Some(why)) = (options.read_only, &log.unread) {
+            return Err(unread("a block of the metadata log", why));
+        }
         let checkpoint = Checkpoint::decode(&log.unit)?;
         let mut redo = Vec::new();
         for unit in &log.redo {
@@ -130,6 +133,7 @@ impl Volume {
         let read_only = options.read_only;
         let mut core = core(host, options, geometry, replicas.clone(), names, ring, table);
         core.log_scanned = log.scanned;
+        core.log_unread = log.unread.is_some();
         {
             let mut state = write(&core.state);
             state.len = len;
@@ -163,6 +167,15 @@ pub fn absent(id: DeviceId) -> Error {
     Error::Unavailable(format!("device {id}, which holds metadata, is not present"))
 }
 
+/// Something is left that may be read later, and that writing would destroy.
+fn unread(what: &str, why: &Error) -> Error {
+    Error::Unavailable(format!(
+        "{what} cannot be read, and no other device that is present has it ({why}): try again, or bring back missing devices. If \
+         it stays unreadable, `argosfs export-meta` saves what can be read, and `argosfs import-meta --force` makes the metadata \
+         again from that; or `argosfs recover --force` from its newest archive"
+    ))
+}
+
 fn core(
     host: Arc<dyn VolumeHost>,
     options: VolumeOptions,
@@ -190,6 +203,7 @@ fn core(
         volume: ring.volume,
         log_capacity: ring.capacity,
         log_scanned: false,
+        log_unread: false,
         replicas: RwLock::new(replicas),
         checkpointing: Mutex::new(()),
         io: Mutex::new(()),

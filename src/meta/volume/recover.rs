@@ -3,6 +3,9 @@
 //! The chain is walked over all live replicas together: at each step any replica may have the entry that continues it, and
 //! which replicas lack it is noted. So entries that rotted on different replicas do not add up, and the walk ends where no
 //! replica has a continuation. Units cut off at the end have not happened.
+//!
+//! What cannot be read is no end: acknowledged entries may lie there. It is taken for one only where a replica that has the
+//! entry in front of it says that none follows, since entries are acknowledged when all replicas have them.
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic))]
 
@@ -41,8 +44,8 @@ impl<'a> Reader<'a> {
         Reader { device, is_source, base: replica.log.0 + ANCHORS, capacity, window, at: 0, filled: 0 }
     }
 
-    /// The block at a position; `None` when it cannot be read.
-    fn block(&mut self, position: u64) -> Option<&Block> {
+    /// The block at a position.
+    fn block(&mut self, position: u64) -> Result<&Block> {
         let place = position % self.capacity;
         if place.checked_sub(self.at).is_none_or(|from| from >= self.filled as u64) {
             let count = (self.capacity - place).min(WINDOW as u64) as usize;
@@ -50,35 +53,34 @@ impl<'a> Reader<'a> {
             self.at = place;
             let offset = (self.base + place) * BLOCK_SIZE;
             let device = self.device;
-            let mut read =
-                |count| Some(read_again(device, offset, self.window.get_mut(..count)?.as_mut_bytes()).is_ok());
-            if read(count)? {
-                self.filled = count;
-            } else if read(1)? {
-                // A bad sector behind it must not hide this block.
-                self.filled = 1;
-            } else {
-                return None;
-            }
+            let mut read = |count| {
+                let blocks = self.window.get_mut(..count).unwrap_or_default();
+                read_again(device, offset, blocks.as_mut_bytes()).map(|()| count)
+            };
+            // A bad sector behind it must not hide this block.
+            self.filled = read(count).or_else(|_| read(1))?;
         }
-        self.window.get((place - self.at) as usize)
+        self.window.get((place - self.at) as usize).ok_or_else(|| Error::corrupt("a log without blocks"))
     }
 
-    /// The entry at a position if its bytes are whole, whatever its place in a chain.
-    fn entry(&mut self, position: u64) -> Option<(EntryHead, Vec<u8>)> {
+    /// The entry at a position if its bytes are whole and its head fits. An error when some of it cannot be read.
+    fn entry(&mut self, position: u64, fits: impl Fn(&EntryHead) -> bool) -> Result<Option<(EntryHead, Vec<u8>)>> {
         let first = self.block(position)?.0;
-        let head = EntryHead::decode(&first)?;
+        let head = EntryHead::decode(&first).filter(|head| head.position == position && head.blocks() <= self.capacity);
+        let Some(head) = head.filter(fits) else { return Ok(None) };
         let len = head.payload_len as usize;
-        if head.position != position || head.blocks() > self.capacity {
-            return None;
-        }
         let mut payload = Vec::with_capacity(len.min(first.len()));
-        payload.extend(first.get(HEAD..)?.iter().take(len));
+        payload.extend(first.iter().skip(HEAD).take(len));
         for at in 1..entry_blocks(len) {
             let rest = len - payload.len();
             payload.extend(self.block(position + at)?.0.iter().take(rest));
         }
-        head.matches(&first, &payload).then_some((head, payload))
+        Ok(head.matches(&first, &payload).then_some((head, payload)))
+    }
+
+    /// Forgets what was read ahead.
+    fn forget(&mut self) {
+        self.filled = 0;
     }
 
     fn anchor(&self, slot: u64) -> Option<Anchor> {
@@ -167,6 +169,8 @@ pub struct Log {
     pub slot: u64,
     /// No anchor led here: all of the ring was read.
     pub scanned: bool,
+    /// Why it cannot be told whether entries follow: no replica that might have one can be read there.
+    pub unread: Option<Error>,
     chain: Vec<Found>,
 }
 
@@ -212,16 +216,20 @@ fn newest_first(starts: &mut Vec<(Anchor, u64)>) {
 fn scan(reader: &mut Reader<'_>, volume: u64) -> Vec<Anchor> {
     let mut found = Vec::new();
     for place in 0..reader.capacity {
-        let Some(head) = reader.block(place).and_then(|block| EntryHead::decode(&block.0)) else { continue };
+        let Some(head) = reader.block(place).ok().and_then(|block| EntryHead::decode(&block.0)) else { continue };
         if head.kind == Kind::Checkpoint
             && !head.continued
             && head.volume == volume
             && head.position % reader.capacity == place
         {
-            let Some((seq, previous)) = reader.entry(head.position).map(|(head, _)| (head.seq, head.previous)) else {
-                continue;
-            };
-            found.push(Anchor { volume, seq, position: head.position, life: head.life, previous });
+            let Ok(Some((head, _))) = reader.entry(head.position, |_| true) else { continue };
+            found.push(Anchor {
+                volume,
+                seq: head.seq,
+                position: head.position,
+                life: head.life,
+                previous: head.previous,
+            });
         }
     }
     found
@@ -238,7 +246,16 @@ fn walk(readers: &mut [Reader<'_>], start: &Anchor, slot: u64) -> Option<Log> {
     let mut whole = 0;
     let mut checkpoint = None;
     let mut redo = Vec::new();
-    while let Some((head, payload, found)) = step(readers, start.volume, &cursor) {
+    let mut unread = None;
+    loop {
+        let (head, payload, found) = match step(readers, start.volume, &cursor, chain.last()) {
+            Step::Entry(head, payload, found) => (head, payload, found),
+            Step::Unread(error) => {
+                unread = Some(error);
+                break;
+            }
+            Step::End => break,
+        };
         let next = Cursor {
             position: cursor.position.checked_add(found.blocks)?,
             seq: cursor.seq.checked_add(1)?,
@@ -270,28 +287,60 @@ fn walk(readers: &mut [Reader<'_>], start: &Anchor, slot: u64) -> Option<Log> {
     }
     chain.truncate(whole);
     let (checkpoint, unit) = checkpoint?;
-    Some(Log { checkpoint, unit, redo, end, slot, scanned: false, chain })
+    Some(Log { checkpoint, unit, redo, end, slot, scanned: false, unread, chain })
+}
+
+/// What follows a place in the chain.
+enum Step {
+    Entry(EntryHead, Vec<u8>, Found),
+    /// Nothing.
+    End,
+    /// Nobody can tell.
+    Unread(Error),
+}
+
+/// What continues the chain behind its `last` entry. Nothing does only if that is seen again: a read may be garbled.
+fn step(readers: &mut [Reader<'_>], volume: u64, at: &Cursor, last: Option<&Found>) -> Step {
+    for _ in 1..TRIES {
+        if let Step::Entry(head, payload, found) = look(readers, volume, at, last) {
+            return Step::Entry(head, payload, found);
+        }
+        readers.iter_mut().for_each(Reader::forget);
+    }
+    look(readers, volume, at, last)
 }
 
 /// The entry that continues the chain, from whichever replica has it. Where there are two, the later life's.
-fn step(readers: &mut [Reader<'_>], volume: u64, at: &Cursor) -> Option<(EntryHead, Vec<u8>, Found)> {
+fn look(readers: &mut [Reader<'_>], volume: u64, at: &Cursor, last: Option<&Found>) -> Step {
     let mut best: Option<(EntryHead, Vec<u8>)> = None;
     let mut holding = Vec::with_capacity(readers.len());
+    let mut ended = false;
+    let mut failed = None;
+    let fits = |head: &EntryHead| head.volume == volume && head.seq == at.seq && head.previous == at.link;
     for (index, reader) in readers.iter_mut().enumerate() {
-        let Some((head, payload)) = reader.entry(at.position) else { continue };
-        if head.volume != volume || head.seq != at.seq || head.previous != at.link {
-            continue;
-        }
+        let (head, payload) = match reader.entry(at.position, fits) {
+            Ok(Some(entry)) => entry,
+            Ok(None) => {
+                ended |= reader.is_source && last.is_none_or(|last| last.holders >> index & 1 == 1);
+                continue;
+            }
+            Err(error) => {
+                failed = Some(error).filter(|_| reader.is_source).or(failed);
+                continue;
+            }
+        };
         holding.push((index, head.hash));
         let later = |chosen: &EntryHead| (chosen.life, chosen.hash.0) < (head.life, head.hash.0);
         if reader.is_source && best.as_ref().is_none_or(|(chosen, _)| later(chosen)) {
             best = Some((head, payload));
         }
     }
-    let (head, payload) = best?;
+    let Some((head, payload)) = best else {
+        return failed.filter(|_| !ended).map_or(Step::End, Step::Unread);
+    };
     let holders = holding.iter().filter(|(_, hash)| *hash == head.hash).fold(0, |bits, (index, _)| bits | 1 << index);
     let found = Found { position: at.position, blocks: head.blocks(), holders, hash: head.hash };
-    Some((head, payload, found))
+    Step::Entry(head, payload, found)
 }
 
 impl Log {

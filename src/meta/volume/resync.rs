@@ -331,7 +331,7 @@ impl Core {
         } else {
             let replicas = self.writers();
             let log = recover::recover(&replicas, self.volume, ring.capacity)?;
-            report.log_broken = !ring.ends_at(&log.end);
+            report.log_broken = self.log_unread || !ring.ends_at(&log.end);
             report.log_lacking = (0..replicas.len()).map(|index| log.missing(index).len() as u64).sum();
         }
         Ok(report)

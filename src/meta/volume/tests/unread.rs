@@ -1,7 +1,7 @@
 //! Blocks that a device does not return, or returns garbled, once or for good: what was not seen is neither free nor lost.
 
 use super::*;
-use crate::base::BLOCK_SIZE;
+use crate::base::{BLOCK_SIZE, Error};
 use crate::device::sim::Fault;
 use crate::format::log::ANCHORS;
 use crate::meta::volume::block::{EMPTY, LOST};
@@ -175,4 +175,80 @@ fn a_replica_is_not_whole_without_a_part_of_the_log_that_could_not_be_read() {
     bad(&world, 0, *end, FOR_GOOD);
     store.volume.rejoin(DeviceId(1)).unwrap();
     whole("the log", ONE, &world.fork(), &[1], &left(store), &mut prng);
+}
+
+fn read_only(setup: Setup, world: &SimWorld, present: &[usize], prng: &mut Prng) -> Result<Volume> {
+    let (host, root, live) = Host::open(world, present)?;
+    let options = VolumeOptions { read_only: true, ..setup.options(prng) };
+    Volume::open(host, &root, &live, options).map(|(volume, _)| volume)
+}
+
+/// What the only copy of the log does not return is not its end: nothing is written over what lies behind it.
+#[test]
+fn a_log_is_not_cut_off_where_it_cannot_be_read() {
+    let (mut prng, world, store) = store(ONE, 6);
+    let blocks = log_blocks(&store, 0);
+    let history = left(store);
+    let mut looked_at = 0;
+    for block in blocks {
+        let state = world.fork();
+        bad(&state, 0, block, FOR_GOOD);
+        let refused = Store::open(ONE, state.clone(), &[0], &history, &mut prng).map(|store| store.last());
+        assert!(matches!(refused, Err(Error::Unavailable(_))), "block {block}: {refused:?}");
+        if let Ok(volume) = read_only(ONE, &state, &[0], &mut prng) {
+            assert!(volume.stats().log_unread && volume.inspect().unwrap().log_broken);
+            looked_at += 1;
+        }
+        state.heal(0);
+        whole(&format!("block {block}"), ONE, &state, &[0], &history, &mut prng);
+        // Errors that pass keep nobody from opening.
+        let state = world.fork();
+        bad(&state, 0, block, 2);
+        whole(&format!("block {block}, twice"), ONE, &state, &[0], &history, &mut prng);
+    }
+    assert!(looked_at > 5, "{looked_at}");
+}
+
+#[test]
+fn a_log_goes_on_where_one_replica_cannot_read_it() {
+    let (mut prng, world, store) = store(SMALL, 7);
+    let places = [log_blocks(&store, 0), log_blocks(&store, 1)];
+    let history = left(store);
+    for (at, block) in places[0].iter().enumerate() {
+        // Another one cannot be read on the other replica.
+        let state = world.fork();
+        bad(&state, 0, *block, FOR_GOOD);
+        bad(&state, 1, places[1][(at + 3) % places[1].len()], FOR_GOOD);
+        let what = format!("block {at}");
+        whole(&what, SMALL, &state, &[0, 1], &history, &mut prng);
+        for alone in [0, 1] {
+            whole(&what, SMALL, &state.fork(), &[alone], &history, &mut prng);
+        }
+        let state = world.fork();
+        bad(&state, 0, *block, FOR_GOOD);
+        bad(&state, 1, places[1][at], FOR_GOOD);
+        assert!(matches!(Store::open(SMALL, state, &[0, 1], &history, &mut prng), Err(Error::Unavailable(_))));
+    }
+}
+
+#[test]
+fn a_garbled_read_does_not_cut_the_log_off() {
+    for seed in 20..28 {
+        let (mut prng, world, store) = store(ONE, seed);
+        let history = left(store);
+        let mut reads = 1;
+        let mut nth = 0;
+        while nth < reads {
+            let state = world.fork();
+            let (host, root, live) = Host::open(&state, &[0]).unwrap();
+            let before = state.counters(0).reads;
+            state.fault(0, Fault::GarbleRead { nth, sticky: false });
+            let (volume, groups) = Volume::open(host, &root, &live, ONE.options(&mut prng)).unwrap();
+            volume.poison("closed");
+            assert_eq!(groups.last().unwrap().txn.0, history.len() as u64, "seed {seed}, read {nth}");
+            reads = state.counters(0).reads - before;
+            nth += 1;
+        }
+        assert!(nth > 3);
+    }
 }
