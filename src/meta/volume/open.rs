@@ -106,7 +106,10 @@ impl Volume {
             return Err(Error::corrupt(format!("a checkpoint with a database of {len} bytes, more than there can be")));
         }
         apply_digests(&mut table, &checkpoint)?;
-        let wrong = load_sums(&mut table, &replicas, &checkpoint)?;
+        let Loaded { wrong, unread: unread_sums } = load_sums(&mut table, &replicas, &checkpoint)?;
+        if let (false, Some(why)) = (options.read_only, &unread_sums) {
+            return Err(unread("a block with checksums of the metadata", why));
+        }
 
         let ring = Ring {
             capacity,
@@ -295,9 +298,18 @@ struct Wrong {
     page: u32,
 }
 
+/// What became of the sums.
+struct Loaded {
+    /// What has to be rewritten where.
+    wrong: Vec<Wrong>,
+    /// Why a page could not be read that may be right. Its sums count as lost: they must not be stored.
+    unread: Option<Error>,
+}
+
 /// Loads all sums from whichever replica has them right: the stored page with the checkpoint's changes applied must have the
-/// checkpoint's digest (which mends a page torn while it was rewritten). Returns what has to be rewritten where.
-fn load_sums(table: &mut Table, replicas: &[Arc<Replica>], checkpoint: &Checkpoint) -> Result<Vec<Wrong>> {
+/// checkpoint's digest (which mends a page torn while it was rewritten). One that nobody has right is read again by itself: one
+/// bad sector fails the request for a whole area, and a read may be garbled.
+fn load_sums(table: &mut Table, replicas: &[Arc<Replica>], checkpoint: &Checkpoint) -> Result<Loaded> {
     let geometry = table.geometry;
     let mut changes: BTreeMap<(u32, u32), Vec<(usize, u32)>> = BTreeMap::new();
     for (block, sum) in &checkpoint.changed {
@@ -318,7 +330,7 @@ fn load_sums(table: &mut Table, replicas: &[Arc<Replica>], checkpoint: &Checkpoi
     let pages = geometry.pages as usize;
     let step = (BATCH_PAGES / (pages * replicas.len())).max(1);
     let with_sums = |chunk: &&mut Chunk| chunk.digests.iter().any(|digest| *digest != 0);
-    let mut wrong = Vec::new();
+    let (mut wrong, mut unread) = (Vec::new(), None);
     let mut chunks: Vec<(u32, &mut Chunk)> =
         table.chunks.iter_mut().filter(|(_, chunk)| with_sums(chunk)).map(|(number, chunk)| (*number, chunk)).collect();
     for group in chunks.chunks_mut(step) {
@@ -346,17 +358,27 @@ fn load_sums(table: &mut Table, replicas: &[Arc<Replica>], checkpoint: &Checkpoi
                 // A page that came into being with this checkpoint may not have been written anywhere yet.
                 let mut fresh = Block([0; super::BLOCK]);
                 apply(&mut fresh, changed);
-                match right.or_else(|| (digest(&fresh) == expected).then_some(fresh)) {
-                    Some(content) => chunk.load_page(page, &content),
-                    None => {
+                let again = || {
+                    let homes = replicas.iter().filter_map(|replica| Some((&**replica, chunk.home(replica.id)?)));
+                    let places = homes.map(|(replica, home)| (replica, home + Blocks(u64::from(page))));
+                    recover::read_right(places, |content| {
+                        apply(content, changed);
+                        digest(content) == expected
+                    })
+                };
+                let known = right.or_else(|| (digest(&fresh) == expected).then_some(fresh));
+                match known.map_or_else(again, |content| Ok(Some(Box::new(content)))) {
+                    Ok(Some(content)) => chunk.load_page(page, &content),
+                    lost => {
                         chunk.lose_page(page);
                         wrong.retain(|entry| (entry.chunk, entry.page) != (*number, page));
+                        unread = lost.err().or(unread);
                     }
                 }
             }
         }
     }
-    Ok(wrong)
+    Ok(Loaded { wrong, unread })
 }
 
 /// The sums areas of some chunks: by replica, then by chunk; `None` where reading failed.

@@ -252,3 +252,80 @@ fn a_garbled_read_does_not_cut_the_log_off() {
         assert!(nth > 3);
     }
 }
+
+/// A store whose first chunk has sums in two pages.
+fn two_pages(replicas: usize) -> (Setup, Prng, SimWorld, Store) {
+    let setup = Setup { replicas, chunk_blocks: 1100, log_blocks: 2000, ..SMALL };
+    let mut prng = Prng::new(9);
+    let world = SimWorld::new(9, setup.devices, 64 << 20);
+    let mut store = Store::format(setup, world.clone(), &mut prng).unwrap();
+    for round in 0..3 {
+        for key in 0..200 {
+            store.transact(vec![(key, Some(vec![round; 8000]))]).unwrap();
+        }
+        store.checkpoint().unwrap();
+    }
+    let digests = read(&store.volume.core.state).table.chunks[&0].digests.clone();
+    assert!(digests.len() == 2 && digests.iter().all(|digest| *digest != 0), "{digests:?}");
+    (setup, prng, world, store)
+}
+
+#[test]
+fn bad_sectors_in_two_copies_of_the_sums_leave_all_of_them() {
+    let (setup, mut prng, world, store) = two_pages(2);
+    let pages = [first_page(&store, 0), first_page(&store, 1)];
+    let history = left(store);
+    bad(&world, 0, pages[0], FOR_GOOD);
+    bad(&world, 1, pages[1] + 1, FOR_GOOD);
+    whole("one page each", setup, &world, &[0, 1], &history, &mut prng);
+    // They were written anew.
+    for alone in [0, 1] {
+        whole("one page each", setup, &world.fork(), &[alone], &history, &mut prng);
+    }
+}
+
+/// Sums that could not be read must not be stored as lost ones.
+#[test]
+fn a_page_of_sums_that_cannot_be_read_keeps_a_volume_from_being_written() {
+    let (setup, mut prng, world, store) = two_pages(1);
+    let page = first_page(&store, 0);
+    let history = left(store);
+    for page in [page, page + 1] {
+        let state = world.fork();
+        bad(&state, 0, page, FOR_GOOD);
+        let (host, root, live) = Host::open(&state, &[0]).unwrap();
+        let refused = Volume::open(host, &root, &live, setup.options(&mut prng)).map(|_| ());
+        assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+        let volume = read_only(setup, &state, &[0], &mut prng).unwrap();
+        assert!(read(&volume.core.state).table.chunks.values().any(|chunk| (0..1098).any(|at| chunk.sum(at) == LOST)));
+        state.heal(0);
+        whole("healed", setup, &state, &[0], &history, &mut prng);
+        for fault in [Fault::BadBlock { block: page, times: 2 }, Fault::BadBlock { block: page, times: 1 }] {
+            let state = world.fork();
+            state.fault(0, fault);
+            whole("an error that passes", setup, &state, &[0], &history, &mut prng);
+        }
+    }
+}
+
+#[test]
+fn a_garbled_read_loses_no_sums() {
+    let (setup, mut prng, world, store) = two_pages(1);
+    drop(store);
+    let mut reads = 1;
+    let mut nth = 0;
+    while nth < reads {
+        let state = world.fork();
+        let (host, root, live) = Host::open(&state, &[0]).unwrap();
+        let before = state.counters(0).reads;
+        state.fault(0, Fault::GarbleRead { nth, sticky: false });
+        let (volume, _) = Volume::open(host, &root, &live, setup.options(&mut prng)).unwrap();
+        volume.poison("closed");
+        reads = state.counters(0).reads - before;
+        let state = read(&volume.core.state);
+        let lost = state.table.chunks.values().any(|chunk| (0..1098).any(|at| chunk.sum(at) == LOST));
+        assert!(!lost, "read {nth}");
+        nth += 1;
+    }
+    assert!(nth > 3);
+}
