@@ -2,6 +2,7 @@
 //! read ones are verified, and mended from another replica.
 
 use super::block::{BLOCK, Block, EMPTY, LOST, sum, zeroed};
+use super::recover;
 use super::replicas::{Piece, Replica};
 use super::{Core, Dirty, Root, State, lock, read, write};
 use crate::base::{BLOCK_SIZE, BlockNo, Blocks, DeviceId, Error, Result};
@@ -172,7 +173,6 @@ impl Core {
         let mut blocks = zeroed(run.sums.len());
         let mut missing: Vec<usize> = (0..run.sums.len()).collect();
         let mut bad: Vec<(Arc<Replica>, Vec<usize>)> = Vec::new();
-        let mut last_error = None;
         let patient = readers.into_iter().map(|replica| (replica, Some(STALL)));
         let mut turns: VecDeque<(Arc<Replica>, Option<Duration>)> = patient.collect();
         while let Some((replica, patience)) = turns.pop_front() {
@@ -187,7 +187,7 @@ impl Core {
                         None => true,
                     });
                 }
-                Answer::Failed(error) => last_error = Some(error),
+                Answer::Failed(_) => {}
                 Answer::Late => {
                     turns.push_back((replica, None));
                     continue;
@@ -198,12 +198,8 @@ impl Core {
             }
             bad.push((replica, missing.clone()));
         }
-        if !missing.is_empty() {
-            let first = run.block + missing[0] as u64;
-            return Err(match last_error {
-                None => Error::corrupt(format!("no replica has metadata block {first} right")),
-                Some(why) => Error::Unavailable(format!("no replica returns metadata block {first} right: {why}")),
-            });
+        for at in missing {
+            blocks[at] = self.read_single(run, at, &bad)?;
         }
         for (replica, wrong) in bad {
             for at in wrong {
@@ -211,6 +207,33 @@ impl Core {
             }
         }
         Ok(blocks)
+    }
+
+    /// A block that no replica gave as part of the run: one bad sector fails the whole request, and an error may pass.
+    fn read_single(&self, run: &Run, at: usize, replicas: &[(Arc<Replica>, Vec<usize>)]) -> Result<Block> {
+        let one = run.one(at).ok_or_else(|| Error::corrupt("a block beyond its run"))?;
+        let mut failed = None;
+        for (replica, _) in replicas {
+            let mut last = None;
+            for _ in 1..recover::TRIES {
+                last = match self.read_whole(&one, replica, None) {
+                    Answer::Read(found) if sum(&found) == run.sums[at] => {
+                        let mut block = Block([0; BLOCK]);
+                        block.0.copy_from_slice(&found);
+                        return Ok(block);
+                    }
+                    Answer::Read(_) => None,
+                    Answer::Failed(error) => Some(error),
+                    Answer::Late => Some(Error::Busy(format!("{} does not answer", replica.device.name()))),
+                };
+            }
+            failed = last.or(failed);
+        }
+        let block = one.block;
+        Err(failed.map_or_else(
+            || Error::corrupt(format!("no replica has metadata block {block} right")),
+            |why| Error::Unavailable(format!("no replica returns metadata block {block} right: {why}")),
+        ))
     }
 
     /// All blocks of the run as one replica has them.

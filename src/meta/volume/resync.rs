@@ -167,8 +167,7 @@ impl Core {
         }
         for at in wrong {
             let Some(one) = run.one(at) else { continue };
-            let read = || self.read_run(&one);
-            let content = match (1..recover::TRIES).find_map(|_| read().ok()).map_or_else(read, Ok) {
+            let content = match self.read_run(&one) {
                 Ok(content) => content,
                 // A block that everybody has wrong is free in the durable state, or lost: there is nothing to copy.
                 Err(Error::Corrupt(_)) => continue,

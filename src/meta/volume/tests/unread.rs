@@ -6,6 +6,7 @@ use crate::device::sim::Fault;
 use crate::format::log::ANCHORS;
 use crate::meta::volume::block::{EMPTY, LOST};
 use crate::meta::volume::{lock, read};
+use std::ops::Range;
 
 const FOR_GOOD: u64 = u64::MAX;
 /// One replica, and a device that can become another.
@@ -328,4 +329,57 @@ fn a_garbled_read_loses_no_sums() {
         nth += 1;
     }
     assert!(nth > 3);
+}
+
+/// Neighbours in the virtual file, with their places on a device.
+fn neighbours(store: &Store, device: u16) -> Vec<(u64, u64)> {
+    let blocks = stored(store, device);
+    let run: Range<usize> = (0..blocks.len() - 7)
+        .map(|first| first..first + 8)
+        .find(|run| blocks[run.end - 1].0 - blocks[run.start].0 == 7)
+        .expect("eight blocks in a row");
+    blocks[run].to_vec()
+}
+
+fn content(store: &Store, run: &[(u64, u64)]) -> Result<Vec<u8>> {
+    let mut out = vec![0; run.len() * BLOCK_SIZE as usize];
+    store.volume.core.read(run[0].0 * BLOCK_SIZE, &mut out).map(|()| out)
+}
+
+#[test]
+fn bad_sectors_in_two_replicas_leave_every_block_that_one_of_them_has() {
+    let (_, world, mut store) = store(SMALL, 10);
+    store.checkpoint().unwrap();
+    let (here, there) = (neighbours(&store, 0), neighbours(&store, 1));
+    let expected = content(&store, &here).unwrap();
+    bad(&world, 0, here[1].1, FOR_GOOD);
+    bad(&world, 1, there[6].1, FOR_GOOD);
+    assert!(content(&store, &here).unwrap() == expected);
+    // Both were written anew.
+    assert_eq!(store.volume.stats().repaired_blocks, 2);
+    for device in [0, 1] {
+        let errors = world.counters(device).errors;
+        assert!(content(&store, &here).unwrap() == expected);
+        assert_eq!(world.counters(device).errors, errors);
+    }
+    assert!(store.volume.is_poisoned().is_none());
+}
+
+#[test]
+fn an_error_that_passes_does_not_make_a_block_unreadable() {
+    let (_, world, mut store) = store(ONE, 11);
+    store.checkpoint().unwrap();
+    let run = neighbours(&store, 0);
+    let expected = content(&store, &run).unwrap();
+    for times in 1..=2 {
+        bad(&world, 0, run[3].1, times);
+        assert!(content(&store, &run).unwrap() == expected, "{times} errors");
+        bad(&world, 0, run[3].1, times);
+        assert!(content(&store, &run[3..4]).unwrap() == expected[3 * 4096..4 * 4096], "{times} errors");
+    }
+    world.fault(0, Fault::GarbleRead { nth: 0, sticky: false });
+    assert!(content(&store, &run).unwrap() == expected);
+    bad(&world, 0, run[3].1, FOR_GOOD);
+    assert!(content(&store, &run).is_err());
+    assert!(content(&store, &run[4..]).unwrap() == expected[4 * 4096..]);
 }
