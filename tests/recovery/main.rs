@@ -9,7 +9,7 @@ use argosfs::base::clock::ManualClock;
 use argosfs::base::file::{Caller, FileType};
 use argosfs::base::{BLOCK_SIZE, Clock, DeviceId, Entropy, Error, Ino, Prng, Result, StripeId, TxnId};
 use argosfs::check::{Context, Export, ExportHeader, Findings, Old, Recovered, export, fsck};
-use argosfs::device::sim::SimWorld;
+use argosfs::device::sim::{Fault, SimWorld};
 use argosfs::device::{Device, InlineEngine};
 use argosfs::format::label::DefaultGeometry;
 use argosfs::format::rows::{ExtentBody, GroupKey, Placement, StripeRow, StripeState};
@@ -832,4 +832,60 @@ fn without_an_archive_it_is_refused() {
     let pool = open_pool(&world, &[0, 1, 2]);
     let why = argosfs::check::recover(&pool, Old::Useless, clock, 9, &mut |_, _, _| true).unwrap_err().to_string();
     assert!(why.contains("archive"), "{why}");
+}
+
+/// A block of the log that no device returns keeps the pool from being written. What can be read comes back through an export.
+#[test]
+fn what_can_be_read_of_a_log_comes_back_through_an_export() {
+    let rig = Rig::format(61, 3, 2, 1);
+    let fs = rig.fs();
+    let (mut prng, mut files) = (Prng::new(61), Files::new());
+    let mut inos = Vec::new();
+    for name in [b"first", b"other", b"third"] {
+        let ino = new_file(&fs, name);
+        write(&fs, &mut files, ino, 0, &random(&mut prng, 5000));
+        fs.syncfs().unwrap();
+        inos.push(ino);
+    }
+    drop(fs);
+    let root = rig.store.pool().unwrap().state().label.meta.clone();
+    let Rig { world, clock, store } = rig;
+    drop(store);
+    let all = [0, 1, 2];
+    let with_bad = |at: u64| {
+        let state = world.fork();
+        for replica in &root.replicas {
+            let bad = Fault::BadBlock { block: replica.log_block + at, times: u64::MAX };
+            state.fault(usize::from(replica.device), bad);
+        }
+        state
+    };
+    let read_only = |state: &SimWorld| {
+        let mode = OpenMode { read_only: true, ..OpenMode::default() };
+        let pool = Pool::open(&devices(state, &all), &mode, Arc::new(InlineEngine), Box::new(Prng::new(7))).unwrap();
+        Store::open(Arc::new(pool), clock.clone(), 8)
+    };
+    let refused = |state: &SimWorld| Store::open(open_pool(state, &all), clock.clone(), 8).err();
+    let cut: Vec<u64> = (2..u64::from(root.replicas[0].log_blocks))
+        .filter(|at| refused(&with_bad(*at)).is_some() && read_only(&with_bad(*at)).is_ok())
+        .collect();
+    // The last one is where the next entry goes: nothing is missing.
+    for (at, whole) in [(cut[cut.len() - 1], 3), (cut[cut.len() - 2], 2)] {
+        let state = with_bad(at);
+        let why = refused(&state).unwrap().to_string();
+        assert!(why.contains("argosfs export-meta") && why.contains("argosfs import-meta --force"), "{why}");
+        let rig = Rig { store: Arc::new(read_only(&state).unwrap()), world: state.clone(), clock: clock.clone() };
+        let text = rig.export();
+        drop(rig);
+        let pool = open_pool(&state, &all);
+        let pieces = |sink: &mut dyn FnMut(&[u8]) -> Result<()>| text.chunks(1000).try_for_each(sink);
+        let export = Export::verify(pool.uuid(), &pieces).unwrap();
+        argosfs::check::import(&pool, export, Old::Opens, clock.clone(), 9, &mut |_, _, _| true).unwrap();
+        drop(pool);
+        let store = Arc::new(Store::open(open_pool(&state, &all), clock.clone(), 10).unwrap());
+        let rig = Rig { world: state, clock: clock.clone(), store };
+        rig.check();
+        let fs = rig.fs();
+        assert!(inos[..whole].iter().all(|ino| content(&fs, *ino) == files[ino]), "block {at}");
+    }
 }
