@@ -4,7 +4,8 @@
 //! - Nothing is changed.
 //! - Damaged rows never stop a pass; only a store that cannot be read at all does.
 //! - Memory is bounded: about 30 bytes for each inode and 60 for each directory, bitmaps in windows of 64 MiB, 50 findings of
-//!   each kind and, when asked for a plan, 5000 actions of each stage, of at most about 1 KiB.
+//!   each kind and, when asked for a plan, 5000 actions of each stage, of at most about 1 KiB, and 100,000 further names of what
+//!   they are about.
 
 use std::cell::{Cell, RefCell};
 use std::ops::Bound;

@@ -1,7 +1,9 @@
 //! From inodes to paths, for people who are told what is damaged.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+
+use serde::Serialize;
 
 use super::scan;
 use crate::base::{Ino, Result, StripeId, TxnId};
@@ -12,13 +14,77 @@ use crate::meta::{Reader, Visit};
 /// Directories above a file that are followed.
 const DEPTH: usize = 4096;
 
-/// A path for each of `inos`: one of them, when it has several names; `#INO` where no name leads to it.
-pub fn paths(reader: &impl Reader, inos: &BTreeSet<Ino>) -> Result<BTreeMap<Ino, String>> {
-    let mut names: BTreeMap<Ino, (Ino, Vec<u8>)> = BTreeMap::new();
+/// Names that are kept besides the first one of each inode; others are counted.
+pub const NAMES: usize = 100_000;
+
+/// What an inode is called.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
+pub struct Paths {
+    /// All of its paths, in order; `#INO` alone where no name leads to it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+    /// Names that are left out, for there are too many.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub more_paths: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl Paths {
+    /// The first one.
+    pub fn first(&self) -> String {
+        self.paths.first().cloned().unwrap_or_default()
+    }
+
+    /// Those that there is room for, but at least one.
+    pub fn within(&self, room: &mut usize) -> Paths {
+        let kept = self.paths.len().min(room.saturating_add(1));
+        *room -= kept.saturating_sub(1);
+        let left_out = (self.paths.len() - kept) as u64;
+        Paths { paths: self.paths.iter().take(kept).cloned().collect(), more_paths: self.more_paths + left_out }
+    }
+}
+
+impl fmt::Display for Paths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((first, others)) = self.paths.split_first() else { return Ok(()) };
+        f.write_str(first)?;
+        if !others.is_empty() || self.more_paths > 0 {
+            write!(f, " (also {}", others.join(", "))?;
+            if self.more_paths > 0 {
+                write!(f, "{}{} more names", if others.is_empty() { "" } else { " and " }, self.more_paths)?;
+            }
+            f.write_str(")")?;
+        }
+        Ok(())
+    }
+}
+
+/// All paths of each of `inos`.
+pub fn paths(reader: &impl Reader, inos: &BTreeSet<Ino>) -> Result<BTreeMap<Ino, Paths>> {
+    paths_within(reader, inos, NAMES)
+}
+
+/// The same, with room for so many names besides the first ones.
+pub(super) fn paths_within(
+    reader: &impl Reader,
+    inos: &BTreeSet<Ino>,
+    mut room: usize,
+) -> Result<BTreeMap<Ino, Paths>> {
+    let mut names: BTreeMap<Ino, (Vec<(Ino, Vec<u8>)>, u64)> = BTreeMap::new();
     if !inos.is_empty() {
         scan::rows::<Dentries>(reader, |key, row| {
             if inos.contains(&row.ino) {
-                names.entry(row.ino).or_insert((key.parent, row.name));
+                let (kept, more) = names.entry(row.ino).or_default();
+                match kept.is_empty() || room > 0 {
+                    true => {
+                        room -= usize::from(!kept.is_empty());
+                        kept.push((key.parent, row.name));
+                    }
+                    false => *more += 1,
+                }
             }
             Ok(())
         })?;
@@ -26,16 +92,18 @@ pub fn paths(reader: &impl Reader, inos: &BTreeSet<Ino>) -> Result<BTreeMap<Ino,
     let mut directories = BTreeMap::new();
     let mut found = BTreeMap::new();
     for ino in inos {
-        let path = match names.remove(ino) {
-            Some((parent, name)) => {
-                let mut path = path_of_directory(reader, parent, &mut directories)?;
-                push(&mut path, &name);
-                path
-            }
-            None if *ino == Ino::ROOT => "/".to_owned(),
-            None => format!("#{ino}"),
-        };
-        found.insert(*ino, path);
+        let (kept, more_paths) = names.remove(ino).unwrap_or_default();
+        let mut paths = Vec::with_capacity(kept.len().max(1));
+        for (parent, name) in kept {
+            let mut path = path_of_directory(reader, parent, &mut directories)?;
+            push(&mut path, &name);
+            paths.push(path);
+        }
+        if paths.is_empty() {
+            paths.push(if *ino == Ino::ROOT { "/".to_owned() } else { format!("#{ino}") });
+        }
+        paths.sort();
+        found.insert(*ino, Paths { paths, more_paths });
     }
     Ok(found)
 }
@@ -54,7 +122,7 @@ pub fn paths_of_stripes(reader: &impl Reader, stripes: &[StripeId]) -> Result<Ve
             Ok(if inos.len() < OWNERS { Visit::Continue(()) } else { Visit::Break(()) })
         })?;
     }
-    Ok(paths(reader, &inos)?.into_values().collect())
+    Ok(paths(reader, &inos)?.into_values().flat_map(|paths| paths.paths).collect())
 }
 
 /// A name or other bytes as people and shells can take them back.

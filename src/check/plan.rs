@@ -12,7 +12,7 @@ use std::ops::Range;
 use serde::Serialize;
 
 use super::issue::Issue;
-use super::paths::shown;
+use super::paths::{Paths, shown};
 use crate::base::file::FileType;
 use crate::base::{DeviceId, Ino, StripeId, TxnId};
 use crate::format::export::table_name;
@@ -364,9 +364,12 @@ pub struct Action {
     pub will: String,
     /// Whether something is given up for good by it.
     pub loses: bool,
-    /// The file or directory it is about.
+    /// The file or directory it is about, by the first of its paths.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// All paths of it.
+    #[serde(flatten)]
+    pub names: Paths,
     #[serde(skip)]
     pub fix: Fix,
 }
@@ -402,7 +405,7 @@ impl Plan {
         }
         if stage.last().is_none_or(|last| last.fix != fix) {
             let (will, loses) = (fix.describe(), fix.loses());
-            stage.push(Action { id: issue.id(), what: what(), will, loses, path: None, fix });
+            stage.push(Action { id: issue.id(), what: what(), will, loses, path: None, names: Paths::default(), fix });
         }
     }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::archive::read_archive;
 use super::fsck::Context;
-use super::paths::paths;
+use super::paths::{Paths, paths};
 use super::repair;
 use super::source::{Export, Horizon, Source};
 use crate::base::{Clock, Entropy, Error, Ino, Prng, Result, StripeId, TxnId};
@@ -30,7 +30,10 @@ use crate::store::recover::{Bitmaps, FoundShard, Newer, Older, Places, Recovery,
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Affected {
     pub ino: u64,
+    /// The first of its paths, and all of them.
     pub path: String,
+    #[serde(flatten)]
+    pub names: Paths,
     pub bytes: u64,
 }
 
@@ -305,10 +308,9 @@ impl<'s> Basis<'s> {
         let inos: BTreeSet<Ino> = lost.keys().chain(newer.files.keys()).copied().collect();
         let paths = paths(view, &inos)?;
         let affected = |files: &BTreeMap<Ino, u64>| {
-            let one = |(ino, bytes): (&Ino, &u64)| Affected {
-                ino: ino.0,
-                path: paths.get(ino).cloned().unwrap_or_default(),
-                bytes: *bytes,
+            let one = |(ino, bytes): (&Ino, &u64)| {
+                let names = paths.get(ino).cloned().unwrap_or_default();
+                Affected { ino: ino.0, path: names.first(), names, bytes: *bytes }
             };
             files.iter().map(one).collect()
         };

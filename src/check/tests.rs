@@ -422,6 +422,52 @@ fn shared_bytes_count_once() {
     assert!(report.clean, "{:?}", findings.listed());
 }
 
+/// The file gets two more names; they are all of its paths, in order.
+fn link_twice(meta: &Meta) -> [String; 3] {
+    meta.transact(|tx| {
+        dentry(tx, DIR, b"also", FILE, 8)?;
+        dentry(tx, Ino::ROOT, b"a name", FILE, 8)?;
+        tx.put::<Inodes>(&DIR, &InodeRow { parent: Ino::ROOT, entries: 1, ..inode(0o040_755, 2) })?;
+        let root = tx.get::<Inodes>(&Ino::ROOT)?.expect("the root");
+        tx.put::<Inodes>(&Ino::ROOT, &InodeRow { entries: 4, ..root })?;
+        let file = tx.get::<Inodes>(&FILE)?.expect("the file");
+        tx.put::<Inodes>(&FILE, &InodeRow { nlink: 3, ..file })
+    })
+    .expect("commits");
+    ["/a name", "/d/also", "/f\\xff"].map(str::to_owned)
+}
+
+#[test]
+fn all_names_of_a_file_are_told() {
+    let meta = healthy();
+    let all = link_twice(&meta);
+    assert!(findings_of(&meta).1.clean);
+    let inos = [FILE, LINK, ORPHAN].into();
+    let found = meta.view(|view| paths(view, &inos)).expect("reads");
+    assert_eq!((found[&FILE].paths.as_slice(), found[&FILE].more_paths), (all.as_slice(), 0));
+    assert_eq!(found[&FILE].to_string(), "/a name (also /d/also, /f\\xff)");
+    assert_eq!((found[&LINK].to_string(), found[&ORPHAN].to_string()), ("/link".to_owned(), "#5".to_owned()));
+    assert_eq!(meta.view(|view| paths_of_stripes(view, &[STRIPE])).expect("reads"), all);
+    // What there is no room for is counted.
+    for (room, kept) in [(0, 1), (1, 2), (2, 3)] {
+        let found = meta.view(|view| paths::paths_within(view, &inos, room)).expect("reads");
+        assert_eq!((found[&FILE].paths.len(), found[&FILE].more_paths), (kept, 3 - kept as u64));
+        assert_eq!(found[&LINK].to_string(), "/link");
+        let mut room = room;
+        let within = Paths { paths: all.to_vec(), more_paths: 0 }.within(&mut room);
+        assert_eq!((within.paths.as_slice(), within.more_paths, room), (&all[..kept], 3 - kept as u64, 0));
+    }
+
+    // An action tells them, too.
+    let row = meta.view(|view| view.get::<Inodes>(&FILE)).expect("reads").expect("the file");
+    meta.transact(|tx| tx.put::<Inodes>(&FILE, &InodeRow { content: 1, ..row })).expect("commits");
+    let planned = super::repair::plan(&meta, &context(), &mut |_| {}).expect("plans");
+    let action = planned.plan.actions().next().expect("an action");
+    assert_eq!((action.path.as_ref(), action.names.paths.as_slice()), (Some(&all[0]), all.as_slice()));
+    let told = serde_json::to_value(action).expect("JSON");
+    assert_eq!((&told["path"], &told["paths"]), (&all[0].clone().into(), &all.to_vec().into()));
+}
+
 #[test]
 fn many_problems_of_a_kind_are_counted_but_not_all_listed() {
     let mut findings = Findings::default();

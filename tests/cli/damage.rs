@@ -62,6 +62,7 @@ fn what_is_damaged_beyond_repair_is_named_accepted_or_removed() {
         // Each in stripes of its own.
         bench.ok(&["sync", &mnt]);
     }
+    fs::hard_link(root.join("delete"), root.join("dir/also")).expect("links");
     bench.ok(&["umount", &mnt]);
     spoil(&bench, inos[1], 1);
     spoil(&bench, inos[2], 2);
@@ -77,6 +78,9 @@ fn what_is_damaged_beyond_repair_is_named_accepted_or_removed() {
     let paths: Vec<&str> =
         damage["files"].as_array().expect("a list").iter().filter_map(|f| f["path"].as_str()).collect();
     assert_eq!(paths, ["/dir/accept", "/delete"], "{damage}");
+    assert_eq!(damage["files"][1]["paths"], serde_json::json!(["/delete", "/dir/also"]), "{damage}");
+    let said = bench.run(&["damage", &mnt]);
+    assert!(text(&said.stdout).contains("/delete (also /dir/also): "), "{}", text(&said.stdout));
     for name in ["good", "one shard"] {
         assert!(fs::read(root.join(name)).expect("reads") == content, "{name}");
     }
@@ -95,8 +99,15 @@ fn what_is_damaged_beyond_repair_is_named_accepted_or_removed() {
     assert!(kept[start..start + 4096] == content[start..start + 4096]);
     assert!(kept.iter().zip(&content).all(|(kept, byte)| kept == byte || *kept == 0));
     assert!(kept.contains(&0));
-    bench.ok(&["damage", &mnt, "--delete", "/delete"]);
+    // Of several names only the one that was given goes, and the others are told.
+    let said = bench.ok(&["damage", &mnt, "--delete", "/delete"]);
+    assert!(said.contains("damaged content is still there as /dir/also"), "{said}");
     assert!(!root.join("delete").exists());
+    let damage = bench.json(&["--json", "damage", &mnt]);
+    assert_eq!(damage["files"][0]["paths"], serde_json::json!(["/dir/also"]), "{damage}");
+    let deleted = bench.json(&["--json", "damage", &mnt, "--delete", "/dir/also"]);
+    assert_eq!(deleted["left"], serde_json::json!([]), "{deleted}");
+    assert!(!root.join("dir/also").exists());
     assert!(bench.ok(&["damage", &mnt]).contains("nothing is known"));
     bench.ok(&["scrub", &mnt]);
     assert!(bench.ok(&["status", &mnt]).contains("HEALTHY"));

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::fsck::{self, Checked, Context, Progress};
 use super::issue::{Findings, Issue};
-use super::paths::paths;
+use super::paths::{NAMES, paths};
 use super::plan::{Action, Field, Fix, Plan, Stage};
 use crate::base::{Error, Result, StripeId};
 use crate::format::rows::{
@@ -77,11 +77,14 @@ pub fn plan(meta: &Meta, context: &Context, progress: &mut dyn FnMut(Progress)) 
         let checked = fsck::fsck(view, context, &mut findings, progress)?;
         let mut plan = findings.take_plan();
         let inos = plan.actions().filter_map(|action| action.fix.ino()).collect();
-        let mut paths = paths(view, &inos)?;
+        let paths = paths(view, &inos)?;
+        let mut room = NAMES;
         for action in plan.actions_mut() {
-            action.path = action.fix.ino().and_then(|ino| paths.get(&ino).cloned());
+            if let Some(names) = action.fix.ino().and_then(|ino| paths.get(&ino)) {
+                action.path = Some(names.first());
+                action.names = names.within(&mut room);
+            }
         }
-        paths.clear();
         Ok(Round { checked, findings: std::mem::take(&mut findings), plan, done: Vec::new() })
     })
 }

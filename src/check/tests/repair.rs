@@ -180,7 +180,7 @@ fn spoil<T: Table>(meta: &Meta, key: &T::Key) {
 }
 
 fn path_of(meta: &Meta, ino: Ino) -> String {
-    meta.view(|view| crate::check::paths::paths(view, &[ino].into())).expect("reads")[&ino].clone()
+    meta.view(|view| crate::check::paths::paths(view, &[ino].into())).expect("reads")[&ino].first()
 }
 
 fn file_row(meta: &Meta, ino: Ino) -> Option<InodeRow> {

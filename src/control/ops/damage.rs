@@ -20,7 +20,10 @@ const SHOWN: usize = 8;
 /// A file with content that cannot be read.
 #[derive(Serialize)]
 struct DamagedFile {
+    /// The first of its paths, and all of them.
     path: String,
+    #[serde(flatten)]
+    names: check::Paths,
     ino: u64,
     /// When the first of it was found, in seconds since 1970.
     found: i64,
@@ -68,11 +71,26 @@ pub fn damage(service: &PoolService, action: &DamageAction) -> Result<Outcome> {
     fs.syncfs()?;
     // What nobody has any more is not damaged any more.
     service.store.damage()?;
+    let mut answer = serde_json::json!({ "path": path, "bytes": lost, "deleted": delete });
     let text = match delete {
-        true => format!("{path} is removed"),
+        true => {
+            let left = names_left(service, ino)?;
+            answer["left"] = left.paths.clone().into();
+            match left.paths.is_empty() {
+                true => format!("{path} is removed"),
+                false => format!("the name {path} is removed; the damaged content is still there as {left}"),
+            }
+        }
         false => format!("{lost} bytes of {path} read as zeros from now on"),
     };
-    outcome(0, &serde_json::json!({ "path": path, "bytes": lost, "deleted": delete }), text)
+    outcome(0, &answer, text)
+}
+
+/// The names that a file still has.
+fn names_left(service: &PoolService, ino: Ino) -> Result<check::Paths> {
+    let mut names = service.store.view(|view| check::paths(view, &[ino].into()))?.remove(&ino).unwrap_or_default();
+    names.paths.retain(|path| path.starts_with('/'));
+    Ok(names)
 }
 
 /// What each file has lost, and when the first of it was found.
@@ -95,18 +113,22 @@ fn list(service: &PoolService) -> Result<Outcome> {
     let mut paths = service.store.view(|view| check::paths(view, &inos))?;
     let files: Vec<DamagedFile> = damage
         .into_iter()
-        .map(|(ino, (found, ranges))| DamagedFile {
-            path: paths.remove(&ino).unwrap_or_default(),
-            ino: ino.0,
-            found: found.seconds,
-            ranges: ranges.into_iter().map(|range| (range.start, range.end - range.start)).collect(),
+        .map(|(ino, (found, ranges))| {
+            let names = paths.remove(&ino).unwrap_or_default();
+            DamagedFile {
+                path: names.first(),
+                names,
+                ino: ino.0,
+                found: found.seconds,
+                ranges: ranges.into_iter().map(|range| (range.start, range.end - range.start)).collect(),
+            }
         })
         .collect();
     let mut text = String::new();
     for file in &files {
         let lost: u64 = file.ranges.iter().map(|(_, length)| length).sum();
         let found = Timestamp { seconds: file.found, nanos: 0 };
-        let _ = write!(text, "{}: {lost} bytes lost, found {found}:", file.path);
+        let _ = write!(text, "{}: {lost} bytes lost, found {found}:", file.names);
         for (start, length) in file.ranges.iter().take(SHOWN) {
             let _ = write!(text, " {start}+{length}");
         }
@@ -116,7 +138,7 @@ fn list(service: &PoolService) -> Result<Outcome> {
         text.push_str("nothing is known to be damaged");
     } else {
         text.push_str("If a missing device has it, bring that back and run `argosfs rebuild`. Otherwise restore the files from a backup; ");
-        text.push_str("`argosfs damage --delete PATH` removes one, `--accept PATH` keeps the rest of it and reads zeros where it is lost");
+        text.push_str("`argosfs damage --delete PATH` removes one (each name by itself), `--accept PATH` keeps the rest of it and reads zeros where it is lost");
     }
     outcome(if files.is_empty() { 0 } else { 2 }, &serde_json::json!({ "files": files }), text)
 }

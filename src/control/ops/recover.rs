@@ -194,7 +194,7 @@ fn text(recovered: &Recovered) -> String {
 
 fn list(out: &mut String, files: &[check::Affected]) {
     for file in files.iter().take(NAMED) {
-        let _ = write!(out, "\n  {} ({} bytes, inode {})", file.path, file.bytes, file.ino);
+        let _ = write!(out, "\n  {} ({} bytes, inode {})", file.names, file.bytes, file.ino);
     }
     if files.len() > NAMED {
         let _ = write!(out, "\n  and {} more: --json names all", files.len() - NAMED);
