@@ -30,7 +30,7 @@ pub use archive::{archive, export_archive};
 pub use export::export;
 pub use fsck::{Context, PASSES, Progress, Report, fsck};
 pub use issue::{Finding, Findings, Issue};
-pub use paths::{Paths, names, paths, paths_of_stripes};
+pub use paths::{Owners, Paths, names, owners_of_stripes, paths};
 pub use plan::{Action, Plan};
 pub use recover::{Affected, Old, Origin, Recovered, Watch, import, recover};
 pub use source::{Export, Pieces};

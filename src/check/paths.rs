@@ -108,21 +108,38 @@ pub(super) fn paths_within(
     Ok(found)
 }
 
-/// Stripes whose owners are told, and owners that are told of them.
-const OWNERS: usize = 10_000;
+/// Files that have content in some stripes.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Owners {
+    /// Their paths, those of one file one after the other.
+    pub paths: Vec<String>,
+    /// Stripes of which not all files are among them.
+    pub more_stripes: u64,
+    /// Names of these files that are left out.
+    pub more_paths: u64,
+}
 
-/// Paths of the files that have content in these stripes; at most so many that memory stays bounded.
-pub fn paths_of_stripes(reader: &impl Reader, stripes: &[StripeId]) -> Result<Vec<String>> {
+/// Who has content in these stripes: at most `limit` files, so that memory stays bounded.
+pub fn owners_of_stripes(reader: &impl Reader, stripes: &[StripeId], limit: usize) -> Result<Owners> {
     let mut inos = BTreeSet::new();
-    for stripe in stripes.iter().take(OWNERS) {
+    let mut owners = Owners::default();
+    for stripe in stripes {
         let low = BackrefKey { stripe: *stripe, ino: Ino(0), offset: 0, birth: TxnId(0) };
         let high = BackrefKey { stripe: StripeId(stripe.0.saturating_add(1)), ..low.clone() };
         scan::range::<Backrefs>(reader, &low, &high, |key, _| {
+            if inos.len() >= limit && !inos.contains(&key.ino) {
+                owners.more_stripes += 1;
+                return Ok(Visit::Break(()));
+            }
             inos.insert(key.ino);
-            Ok(if inos.len() < OWNERS { Visit::Continue(()) } else { Visit::Break(()) })
+            Ok(Visit::Continue(()))
         })?;
     }
-    Ok(paths(reader, &inos)?.into_values().flat_map(|paths| paths.paths).collect())
+    for names in paths(reader, &inos)?.into_values() {
+        owners.paths.extend(names.paths);
+        owners.more_paths += names.more_paths;
+    }
+    Ok(owners)
 }
 
 /// A name or other bytes as people and shells can take them back.

@@ -447,7 +447,7 @@ fn all_names_of_a_file_are_told() {
     assert_eq!((found[&FILE].paths.as_slice(), found[&FILE].more_paths), (all.as_slice(), 0));
     assert_eq!(found[&FILE].to_string(), "/a name (also /d/also, /f\\xff)");
     assert_eq!((found[&LINK].to_string(), found[&ORPHAN].to_string()), ("/link".to_owned(), "#5".to_owned()));
-    assert_eq!(meta.view(|view| paths_of_stripes(view, &[STRIPE])).expect("reads"), all);
+    assert_eq!(meta.view(|view| owners_of_stripes(view, &[STRIPE], 10)).expect("reads").paths, all);
     // What there is no room for is counted.
     for (room, kept) in [(0, 1), (1, 2), (2, 3)] {
         let found = meta.view(|view| paths::paths_within(view, &inos, room)).expect("reads");
@@ -466,6 +466,28 @@ fn all_names_of_a_file_are_told() {
     assert_eq!((action.path.as_ref(), action.names.paths.as_slice()), (Some(&all[0]), all.as_slice()));
     let told = serde_json::to_value(action).expect("JSON");
     assert_eq!((&told["path"], &told["paths"]), (&all[0].clone().into(), &all.to_vec().into()));
+}
+
+#[test]
+fn owners_that_are_not_named_are_counted_by_stripe() {
+    let meta = healthy();
+    let all = link_twice(&meta);
+    let stripes: Vec<StripeId> = (0..3).map(|at| StripeId(STRIPE.0 + at)).collect();
+    meta.transact(|tx| {
+        for (at, stripe) in stripes.iter().enumerate() {
+            for ino in [FILE, LINK].into_iter().skip(at % 2) {
+                let key = BackrefKey { stripe: *stripe, ino, ..backref_key() };
+                tx.put::<Backrefs>(&key, &BackrefRow { start: 0, length: 6 })?;
+            }
+        }
+        Ok(())
+    })
+    .expect("commits");
+    let owners = |limit| meta.view(|view| owners_of_stripes(view, &stripes, limit)).expect("reads");
+    let both = [all.to_vec(), vec!["/link".to_owned()]].concat();
+    assert_eq!(owners(2), Owners { paths: both, more_stripes: 0, more_paths: 0 });
+    // All of them have the link besides, which is not named.
+    assert_eq!(owners(1), Owners { paths: all.to_vec(), more_stripes: 3, more_paths: 0 });
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::base::{Entropy, Result, StripeId, SystemEntropy};
 use crate::check::repair::{self, Round};
-use crate::check::{self, Action, Context, Findings, Issue, PASSES, Report};
+use crate::check::{self, Action, Context, Findings, Issue, Owners, PASSES, Report};
 use crate::control::locate::Located;
 use crate::control::open::{OpenOptions, open_pool};
 use crate::control::protocol::{Outcome, Progress};
@@ -20,6 +20,7 @@ use crate::control::server::Reply;
 use crate::control::service::{PoolService, outcome};
 use crate::format::label::MemberState;
 use crate::format::rows::{Placement, StripeRow};
+use crate::meta::Reader;
 use crate::pool::PoolState;
 use crate::pool::stripe_io::Fault;
 use crate::store::Store;
@@ -27,8 +28,10 @@ use crate::store::repair::{Repaired, Verified};
 
 /// Stripes looked up at once.
 const PAGE: usize = 1024;
-/// Lost stripes of which the owners are told.
+/// Lost stripes of which the files are named, and files that are named.
 const LOST: usize = 10_000;
+/// Actions of repairs that are kept.
+const DONE: usize = 10_000;
 /// Actions that are told one by one to people; programs are told all.
 const TOLD: usize = 200;
 
@@ -47,9 +50,20 @@ struct Look {
     report: Report,
     /// What can be done about the rows.
     round: Round,
-    /// Files with content that too few shards are left of.
-    lost: Vec<String>,
+    lost: Lost,
 }
+
+/// Stripes that too few shards are left of.
+#[derive(Default)]
+struct LostStripes {
+    ids: Vec<StripeId>,
+    /// Those that there was no room for.
+    more: u64,
+}
+
+/// Files with content that too few shards are left of.
+#[derive(Default)]
+struct Lost(Owners);
 
 /// What was or will be done.
 #[derive(Default)]
@@ -182,7 +196,7 @@ fn repair_rows(open: Opener<'_>, untrusted: bool, reply: &mut dyn Reply, work: &
         let mut new = false;
         for action in round.done {
             new |= seen.insert(blake3::hash(format!("{:?}", action.fix).as_bytes()));
-            if work.actions.len() < LOST {
+            if work.actions.len() < DONE {
                 work.actions.push(action);
             } else {
                 work.more += 1;
@@ -270,11 +284,11 @@ fn look(service: &PoolService, data: bool, reply: &mut dyn Reply) -> Result<Look
     metadata(service, &mut devices)?;
     let mut round = repair::plan(service.store.meta(), &context, &mut |now| pass(&now, reply, &mut told))?;
     told?;
-    let mut lost = Vec::new();
+    let mut stripes = LostStripes::default();
     if data {
-        round.checked.shards = shards(service, &mut devices, &mut lost, reply)?;
+        round.checked.shards = shards(service, &mut devices, &mut stripes, reply)?;
     }
-    let lost = service.store.view(|view| check::paths_of_stripes(view, &lost))?;
+    let lost = service.store.view(|view| stripes.owners(view, LOST))?;
     devices.append(&round.findings);
     Ok(Look { report: Report::new(round.checked, &devices), round, lost })
 }
@@ -350,7 +364,7 @@ fn each_stripe(store: &Store, act: &mut dyn FnMut(StripeId, u64) -> Result<()>) 
 fn shards(
     service: &PoolService,
     findings: &mut Findings,
-    lost: &mut Vec<StripeId>,
+    lost: &mut LostStripes,
     reply: &mut dyn Reply,
 ) -> Result<u64> {
     let ticket = service.work.begin("check of the data", "stripes")?;
@@ -361,8 +375,8 @@ fn shards(
         if let Some(verified) = store.verify(id)? {
             shards += verified.row.placements.len() as u64;
             report(id, &verified, findings);
-            if verified.lost && lost.len() < LOST {
-                lost.push(id);
+            if verified.lost {
+                lost.add(id, LOST);
             }
             bad_shards = verified.bad.iter().map(|shard| usize::from(shard.index)).collect();
         }
@@ -420,9 +434,7 @@ fn tell(service: &PoolService, look: &Look, work: Option<&Work>, mode: FsckMode)
     if let Some(work) = work {
         work.tell(mode, &mut out);
     }
-    for path in &look.lost {
-        let _ = writeln!(out, "LOST CONTENT: {path}");
-    }
+    look.lost.tell(&mut out);
     for tally in &look.report.issues {
         let _ = writeln!(out, "{}: {} ({})", tally.id, tally.count, tally.meaning);
     }
@@ -442,12 +454,51 @@ fn tell(service: &PoolService, look: &Look, work: Option<&Work>, mode: FsckMode)
     out.push('\n');
     let answer = serde_json::to_value(&look.report);
     let mut answer = answer.map_err(|_| crate::base::Error::Invalid("an answer that is not JSON"))?;
-    answer["lost"] = look.lost.clone().into();
+    look.lost.answer(&mut answer);
     if let Some(work) = work {
         let key = if mode == FsckMode::Plan { "plan" } else { "repaired" };
         answer[key] = serde_json::json!({ "actions": work.actions, "more": work.more, "devices": work.devices });
     }
     outcome(level, &answer, out)
+}
+
+impl LostStripes {
+    fn add(&mut self, id: StripeId, limit: usize) {
+        match self.ids.len() < limit {
+            true => self.ids.push(id),
+            false => self.more += 1,
+        }
+    }
+
+    /// Whose content it was: at most `limit` files.
+    fn owners(&self, reader: &impl Reader, limit: usize) -> Result<Lost> {
+        let owners = check::owners_of_stripes(reader, &self.ids, limit)?;
+        Ok(Lost(Owners { more_stripes: owners.more_stripes + self.more, ..owners }))
+    }
+}
+
+impl Lost {
+    fn tell(&self, out: &mut String) {
+        for path in &self.0.paths {
+            let _ = writeln!(out, "LOST CONTENT: {path}");
+        }
+        if self.0.more_paths > 0 {
+            let _ = writeln!(out, "LOST CONTENT: {} more names of these files", self.0.more_paths);
+        }
+        if self.0.more_stripes > 0 {
+            let _ = writeln!(
+                out,
+                "LOST CONTENT: NOT ALL FILES ARE NAMED: {} more stripes are lost. Restore or remove the files above, then run it \
+                 again: it names the rest",
+                self.0.more_stripes
+            );
+        }
+    }
+
+    fn answer(&self, answer: &mut serde_json::Value) {
+        answer["lost"] = self.0.paths.clone().into();
+        answer["more_lost"] = serde_json::json!({ "stripes": self.0.more_stripes, "paths": self.0.more_paths });
+    }
 }
 
 impl Work {
@@ -471,5 +522,32 @@ impl Work {
         for line in &self.devices {
             let _ = writeln!(out, "{word}: {line}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_named_is_counted() {
+        let told = |owners: Owners| {
+            let (mut text, mut answer) = (String::new(), serde_json::json!({}));
+            let lost = Lost(owners);
+            lost.tell(&mut text);
+            lost.answer(&mut answer);
+            (text, answer)
+        };
+        let all = Owners { paths: vec!["/a".to_owned(), "/b".to_owned()], ..Owners::default() };
+        let (text, answer) = told(all.clone());
+        assert_eq!(text, "LOST CONTENT: /a\nLOST CONTENT: /b\n");
+        assert_eq!(answer, serde_json::json!({ "lost": ["/a", "/b"], "more_lost": { "stripes": 0, "paths": 0 } }));
+        let (text, answer) = told(Owners { more_stripes: 3, more_paths: 2, ..all });
+        assert!(text.contains("2 more names") && text.contains("3 more stripes are lost"), "{text}");
+        assert_eq!(answer["more_lost"], serde_json::json!({ "stripes": 3, "paths": 2 }));
+
+        let mut stripes = LostStripes::default();
+        (1..=5).for_each(|id| stripes.add(StripeId(id), 2));
+        assert_eq!((stripes.ids.as_slice(), stripes.more), ([StripeId(1), StripeId(2)].as_slice(), 3));
     }
 }
