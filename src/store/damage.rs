@@ -74,6 +74,20 @@ impl Store {
         lock(&self.damages.0).len()
     }
 
+    /// The stripes that are recorded as damaged and were not freed since. Nothing is read again, and nothing changed.
+    pub fn recorded_damage(&self) -> Result<Vec<StripeId>> {
+        let known: Vec<StripeId> = lock(&self.damages.0).iter().copied().collect();
+        self.view(|view| {
+            let mut there = Vec::new();
+            for stripe in known {
+                if view.get::<Stripes>(&stripe)?.is_some() {
+                    there.push(stripe);
+                }
+            }
+            Ok(there)
+        })
+    }
+
     /// Reads all damaged stripes again; what they cost whom. Those that cost nobody anything are not damaged any more.
     pub fn damage(&self) -> Result<Vec<Damaged>> {
         let known: Vec<StripeId> = lock(&self.damages.0).iter().copied().collect();

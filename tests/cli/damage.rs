@@ -68,8 +68,22 @@ fn what_is_damaged_beyond_repair_is_named_accepted_or_removed() {
     spoil(&bench, inos[2], 2);
     spoil(&bench, inos[3], 3);
 
+    // What nobody has read is found by reading alone; what is recorded is told by every check.
+    let images = || (0..3).map(|at| blake3::hash(&fs::read(bench.image(at)).expect("reads"))).collect::<Vec<_>>();
+    let lost = |words: &[&str]| {
+        let output = bench.run(&[&["--json", "fsck", &bench.image(0)], words].concat());
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let tally = answer["issues"].as_array().expect("a list").iter().find(|tally| tally["id"] == "stripe-lost");
+        (output.status.code(), tally.and_then(|tally| tally["count"].as_u64()), answer["lost"].clone())
+    };
+    assert_eq!(lost(&[]), (Some(0), None, serde_json::json!([])));
+    let read = lost(&["--data"]);
+    assert_eq!((read.0, &read.2), (Some(4), &serde_json::json!(["/dir/accept", "/delete", "/dir/also"])));
     let output = bench.run(&["scrub", &bench.image(0)]);
     assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    let before = images();
+    assert_eq!((lost(&[]), lost(&["--data"])), (read.clone(), read));
+    assert!(images() == before, "a check changed something");
     assert!(text(&output.stdout).contains("argosfs damage"), "{}", text(&output.stdout));
     let status = bench.run(&["status", &bench.image(0)]);
     assert!(text(&status.stdout).contains("damaged beyond repair"), "{}", text(&status.stdout));
@@ -112,7 +126,9 @@ fn what_is_damaged_beyond_repair_is_named_accepted_or_removed() {
     bench.ok(&["scrub", &mnt]);
     assert!(bench.ok(&["status", &mnt]).contains("HEALTHY"));
     bench.ok(&["umount", &mnt]);
-    assert!(bench.ok(&["fsck", "--data", &bench.image(0)]).contains("clean"));
+    for words in [&["fsck", &bench.image(0)][..], &["fsck", "--data", &bench.image(0)]] {
+        assert!(bench.ok(words).contains("clean"));
+    }
 }
 
 #[test]

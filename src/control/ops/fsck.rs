@@ -1,4 +1,5 @@
-//! `fsck`: the labels, the copies of the metadata, its rows in one snapshot, then, if asked, every shard.
+//! `fsck`: the labels, the copies of the metadata, its rows in one snapshot, then, if asked, every shard; otherwise what is recorded
+//! of shards that were bad.
 //!
 //! Invariants:
 //! - Without `repair` nothing is changed.
@@ -287,6 +288,8 @@ fn look(service: &PoolService, data: bool, reply: &mut dyn Reply) -> Result<Look
     let mut stripes = LostStripes::default();
     if data {
         round.checked.shards = shards(service, &mut devices, &mut stripes, reply)?;
+    } else {
+        recorded(&service.store, &mut devices, &mut stripes)?;
     }
     let lost = service.store.view(|view| stripes.owners(view, LOST))?;
     devices.append(&round.findings);
@@ -396,6 +399,15 @@ fn shards(
         Err(error) => findings.add(Issue::StripeLost, || error.to_string()),
     });
     Ok(shards)
+}
+
+/// Takes up what is recorded of lost stripes, for want of a look at them.
+fn recorded(store: &Store, findings: &mut Findings, lost: &mut LostStripes) -> Result<()> {
+    for id in store.recorded_damage()? {
+        findings.add(Issue::StripeLost, || format!("stripe {id}: recorded as damaged; `fsck --data` reads it again"));
+        lost.add(id, LOST);
+    }
+    Ok(())
 }
 
 /// Notes what is bad.
