@@ -133,9 +133,9 @@ pub struct Findings {
 const LISTED: u64 = 50;
 
 impl Findings {
-    /// Findings that also plan what to do about them.
-    pub fn planning() -> Findings {
-        Findings { plan: Some(Plan::default()), ..Findings::default() }
+    /// Findings that also plan what to do about them, `kept` actions of each stage at most.
+    pub fn planning(kept: usize) -> Findings {
+        Findings { plan: Some(Plan::keeping(kept)), ..Findings::default() }
     }
 
     /// What is to be done, if that was planned.

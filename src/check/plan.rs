@@ -375,21 +375,34 @@ pub struct Action {
 }
 
 /// What will be done, in order.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan {
     stages: BTreeMap<Stage, Vec<Action>>,
+    /// Actions kept of each stage.
+    kept: usize,
     /// Actions that were left out: the plan that is made after these have been carried out has them.
     pub more: u64,
 }
 
-/// Actions kept of each stage.
-const KEPT: usize = 5000;
+/// Actions kept of each stage, unless somebody says otherwise.
+pub const KEPT: usize = 5000;
+
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan::keeping(KEPT)
+    }
+}
 
 impl Plan {
+    /// An empty plan that keeps so many actions of each stage.
+    pub fn keeping(kept: usize) -> Plan {
+        Plan { stages: BTreeMap::new(), kept, more: 0 }
+    }
+
     /// Adds an action.
     pub fn add(&mut self, issue: Issue, what: &dyn Fn() -> String, fix: Fix) {
         let stage = self.stages.entry(fix.stage()).or_default();
-        if stage.len() >= KEPT {
+        if stage.len() >= self.kept {
             self.more += 1;
             return;
         }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::archive::read_archive;
 use super::fsck::Context;
 use super::paths::{Paths, paths};
-use super::repair;
+use super::repair::{self, KEPT, Rounds};
 use super::source::{Export, Horizon, Source};
 use crate::base::{Clock, Entropy, Error, Ino, Prng, Result, StripeId, TxnId};
 use crate::format::archive::Item;
@@ -145,7 +145,7 @@ fn make_again(
         recovery.meta().transact(|tx| tx.journal(0, operation))?;
         if !newer.made.is_empty() {
             go_on("naming what has no name", 0, 0)?;
-            name_all(recovery.meta(), salt)?;
+            name_all(recovery.meta(), salt, KEPT)?;
         }
         recovery.meta().view(|view| basis.report(view, rows, &older, &newer, search.unreadable))
     };
@@ -170,20 +170,17 @@ fn make_again(
     }
 }
 
-/// Rounds of repairs at most; naming takes a few.
-const ROUNDS: usize = 20;
-
-/// Gives inodes without a name one in lost+found, as `fsck --repair` does.
-fn name_all(meta: &Meta, salt: u64) -> Result<()> {
+/// Gives inodes without a name one in lost+found, as `fsck --repair` does, `kept` of them in each round.
+pub(super) fn name_all(meta: &Meta, salt: u64, kept: usize) -> Result<()> {
     let mut key = [0; 32];
     Prng::new(salt).fill(&mut key);
-    for _ in 0..ROUNDS {
-        let round = repair::round(meta, &Context::default(), &(), key, &mut |_| {})?;
-        if round.done.is_empty() {
-            break;
+    let mut rounds = Rounds::default();
+    loop {
+        let round = repair::round(meta, &Context::default(), &(), key, kept, &mut |_| {})?;
+        if !rounds.go_on(&round.done) {
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 /// What a recovery begins with.

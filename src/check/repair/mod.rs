@@ -9,11 +9,12 @@
 mod content;
 mod names;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::fsck::{self, Checked, Context, Progress};
 use super::issue::{Findings, Issue};
 use super::paths::{NAMES, paths};
+pub use super::plan::KEPT;
 use super::plan::{Action, Field, Fix, Plan, Stage};
 use crate::base::{Error, Result, StripeId};
 use crate::format::rows::{
@@ -72,7 +73,11 @@ pub struct Round {
 
 /// Checks, and plans what to do; nothing is changed.
 pub fn plan(meta: &Meta, context: &Context, progress: &mut dyn FnMut(Progress)) -> Result<Round> {
-    let mut findings = Findings::planning();
+    plan_some(meta, context, KEPT, progress)
+}
+
+fn plan_some(meta: &Meta, context: &Context, kept: usize, progress: &mut dyn FnMut(Progress)) -> Result<Round> {
+    let mut findings = Findings::planning(kept);
     meta.view(|view| {
         let checked = fsck::fsck(view, context, &mut findings, progress)?;
         let mut plan = findings.take_plan();
@@ -89,7 +94,8 @@ pub fn plan(meta: &Meta, context: &Context, progress: &mut dyn FnMut(Progress)) 
     })
 }
 
-/// Checks, and carries out the first stage that changes anything. `key` are random bytes, used when the key of the names is lost.
+/// Checks, and carries out the first stage that changes anything, `kept` actions of it at most. `key` are random bytes, used when
+/// the key of the names is lost.
 ///
 /// # Errors
 /// [`Error::Unavailable`] when stripes cannot be found that may be on devices that are missing: without them their content would
@@ -99,9 +105,10 @@ pub fn round(
     context: &Context,
     devices: &dyn Devices,
     key: [u8; 32],
+    kept: usize,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Round> {
-    let mut round = plan(meta, context, progress)?;
+    let mut round = plan_some(meta, context, kept, progress)?;
     let missing: BTreeSet<StripeId> = round.plan.actions().filter_map(|action| action.fix.missing_stripe()).collect();
     if !missing.is_empty() {
         progress(Progress::of("looking for lost stripes", 0));
@@ -131,6 +138,21 @@ pub fn round(
         }
     }
     Ok(round)
+}
+
+/// The rounds there were: whoever repairs goes on until one does nothing new.
+#[derive(Default)]
+pub struct Rounds(HashSet<blake3::Hash>);
+
+impl Rounds {
+    /// Whether a round did anything, and not the same as an earlier one: that would go round in circles.
+    pub fn go_on(&mut self, done: &[Action]) -> bool {
+        let mut hash = blake3::Hasher::new();
+        done.iter().for_each(|action| {
+            hash.update(format!("{:?}\n", action.fix).as_bytes());
+        });
+        !done.is_empty() && self.0.insert(hash.finalize())
+    }
 }
 
 fn carry_out(meta: &Meta, stage: Stage, action: &Action, means: &Means<'_>) -> Result<bool> {

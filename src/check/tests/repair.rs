@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::base::file::FileType;
-use crate::check::repair::{Round, plan, round};
+use crate::check::plan::Fix;
+use crate::check::recover::name_all;
+use crate::check::repair::{KEPT, Round, Rounds, plan, round};
 use crate::format::record::Key;
 
 const BYSTANDER: Ino = Ino(9);
@@ -109,7 +111,7 @@ fn mend(meta: &Meta) -> (Vec<Action>, Round) {
     let mut done = Vec::new();
     for _ in 0..20 {
         open_anew(meta);
-        let mut round = round(meta, &context(), &(), [5; 32], &mut |_| {}).expect("repairs");
+        let mut round = round(meta, &context(), &(), [5; 32], KEPT, &mut |_| {}).expect("repairs");
         if round.done.is_empty() {
             return (done, round);
         }
@@ -346,7 +348,7 @@ fn a_dispute_over_blocks_is_settled_by_what_is_in_them() {
     }
     let mut done = Vec::new();
     let last = loop {
-        let mut round = round(&meta, &context(), &First, [5; 32], &mut |_| {}).expect("repairs");
+        let mut round = round(&meta, &context(), &First, [5; 32], KEPT, &mut |_| {}).expect("repairs");
         if round.done.is_empty() {
             break round;
         }
@@ -380,8 +382,47 @@ fn nothing_is_given_up_while_devices_are_missing() {
     let meta = with_bystander();
     meta.transact(|tx| tx.delete::<Stripes>(&STRIPE)).expect("commits");
     let before = meta.committed();
-    let why = round(&meta, &context(), &Lacking(1), [5; 32], &mut |_| {}).expect_err("is put off").to_string();
+    let why = round(&meta, &context(), &Lacking(1), [5; 32], KEPT, &mut |_| {}).expect_err("is put off").to_string();
     assert!(why.contains("1 stripes") && why.contains("1 devices are missing"), "{why}");
     assert_eq!(meta.committed(), before);
-    assert!(!round(&meta, &context(), &Lacking(0), [5; 32], &mut |_| {}).expect("repairs").done.is_empty());
+    assert!(!round(&meta, &context(), &Lacking(0), [5; 32], KEPT, &mut |_| {}).expect("repairs").done.is_empty());
+}
+
+/// However many rounds it takes, and the counts last of all.
+#[test]
+fn all_that_has_no_name_gets_one() {
+    let meta = healthy();
+    let files = 60;
+    meta.transact(|tx| {
+        (0..files).try_for_each(|at| tx.put::<Inodes>(&Ino(100 + at), &inode(0o100_600, 1)))?;
+        tx.set_counter(Counter::NextIno, 100 + files)
+    })
+    .expect("commits");
+    name_all(&meta, 5, 1).expect("names");
+    let (findings, report) = findings_of(&meta);
+    assert!(report.clean, "{:?}", findings.listed());
+    assert_eq!(path_of(&meta, Ino(100)), "/lost+found/#100");
+    assert_eq!(path_of(&meta, Ino(100 + files - 1)), format!("/lost+found/#{}", 100 + files - 1));
+}
+
+#[test]
+fn rounds_that_go_round_in_circles_end() {
+    let action = |id| {
+        let fix = Fix::DropIntent { id };
+        Action {
+            id: "",
+            what: String::new(),
+            will: String::new(),
+            loses: false,
+            path: None,
+            names: Paths::default(),
+            fix,
+        }
+    };
+    let mut rounds = Rounds::default();
+    assert!(!rounds.go_on(&[]));
+    for done in [&[1, 2][..], &[2], &[1], &[12]] {
+        assert!(rounds.go_on(&done.iter().map(|id| action(*id)).collect::<Vec<_>>()), "{done:?}");
+    }
+    assert!(!rounds.go_on(&[action(1), action(2)]));
 }

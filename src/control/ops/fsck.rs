@@ -7,12 +7,12 @@
 //!   on with what was true before. On a mounted one only what lies on the devices is mended.
 //! - What is reported as corrected was checked again afterwards.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use crate::base::{Entropy, Result, StripeId, SystemEntropy};
-use crate::check::repair::{self, Round};
+use crate::check::repair::{self, KEPT, Round, Rounds};
 use crate::check::{self, Action, Context, Findings, Issue, Owners, PASSES, Report};
 use crate::control::locate::Located;
 use crate::control::open::{OpenOptions, open_pool};
@@ -181,7 +181,7 @@ fn open(located: &Located, options: &OpenOptions, untrusted: bool) -> Result<(Po
 
 /// Repairs rows, round by round, until nothing more can be done about them.
 fn repair_rows(open: Opener<'_>, untrusted: bool, reply: &mut dyn Reply, work: &mut Work) -> Result<()> {
-    let mut seen: HashSet<blake3::Hash> = HashSet::new();
+    let mut rounds = Rounds::default();
     loop {
         let (service, _) = open(Opening { read_only: false, untrusted })?;
         let context = context(&service);
@@ -189,21 +189,19 @@ fn repair_rows(open: Opener<'_>, untrusted: bool, reply: &mut dyn Reply, work: &
         SystemEntropy.fill(&mut key);
         let devices = OnDevices(&service.store);
         let mut told = Ok(());
-        let round =
-            repair::round(service.store.meta(), &context, &devices, key, &mut |now| pass(&now, reply, &mut told))?;
+        let mut tell = |now| pass(&now, reply, &mut told);
+        let round = repair::round(service.store.meta(), &context, &devices, key, KEPT, &mut tell)?;
         told?;
         service.store.meta().checkpoint()?;
-        // A round that does only what was done before goes round in circles.
-        let mut new = false;
+        let go_on = rounds.go_on(&round.done);
         for action in round.done {
-            new |= seen.insert(blake3::hash(format!("{:?}", action.fix).as_bytes()));
             if work.actions.len() < DONE {
                 work.actions.push(action);
             } else {
                 work.more += 1;
             }
         }
-        if !new {
+        if !go_on {
             return Ok(());
         }
     }
