@@ -10,8 +10,8 @@ use crate::control::service;
 pub struct Arguments {
     #[command(flatten)]
     pool: PoolArguments,
-    /// Even though the metadata can be opened, or devices with copies of it are merely missing: what is newer than the archive
-    /// becomes uncertain.
+    /// Even though the metadata can be opened, or devices with copies of it are merely missing or not up to date: what is newer
+    /// than the archive becomes uncertain.
     #[arg(long)]
     force: bool,
     /// Do not verify all content afterwards.

@@ -116,6 +116,11 @@ fn make_tree(root: &Path) {
 
 /// Overwrites every copy of the metadata of an unmounted pool: all logs and all chunks. The labels stay.
 pub(super) fn destroy_metadata(bench: &Bench) {
+    assert!(destroy_metadata_of(bench, &[0, 1, 2, 3, 4, 5]) > 2);
+}
+
+/// The same for the copies on these devices; how many there were.
+fn destroy_metadata_of(bench: &Bench, devices: &[u16]) -> usize {
     let located = locate(&Spec::Path(bench.image(0).into()), &[]).expect("finds");
     let options = OpenOptions::new(true, EngineChoice::Auto);
     let state = open_pool(&located, &options).expect("opens").0.state();
@@ -126,10 +131,13 @@ pub(super) fn destroy_metadata(bench: &Bench) {
         let noise = noise((blocks * BLOCK_SIZE) as usize, 77);
         file.write_all_at(&noise, block * BLOCK_SIZE).expect("writes");
     };
-    assert!(root.replicas.len() > 2 && !root.chunks.is_empty());
-    root.replicas.iter().for_each(|replica| overwrite(replica.device, replica.log_block, replica.log_blocks.into()));
+    let replicas = root.replicas.iter().filter(|replica| devices.contains(&replica.device));
+    let chunks: Vec<_> = root.chunks.iter().filter(|chunk| devices.contains(&chunk.device)).collect();
+    assert!(!chunks.is_empty());
+    replicas.clone().for_each(|replica| overwrite(replica.device, replica.log_block, replica.log_blocks.into()));
     let blocks = u64::from(root.chunk_blocks);
-    root.chunks.iter().for_each(|chunk| overwrite(chunk.device, chunk.block, u64::from(chunk.count) * blocks));
+    chunks.iter().for_each(|chunk| overwrite(chunk.device, chunk.block, u64::from(chunk.count) * blocks));
+    replicas.count()
 }
 
 /// A mounted pool of six devices with a tree of everything, and what is to be seen there.
@@ -204,5 +212,41 @@ fn p8_a_pool_without_metadata_is_recovered() {
     {
         assert!(found[path] == *expected, "{} differs", path.display());
     }
+    bench.ok(&["umount", &mnt]);
+}
+
+/// Whoever was absent may hold the only copy that is left.
+#[test]
+fn an_older_copy_of_the_metadata_is_not_thrown_away_unasked() {
+    if !can_mount("an_older_copy_of_the_metadata_is_not_thrown_away_unasked") {
+        return;
+    }
+    let bench = Bench::new("recover-stale");
+    bench.mkfs("tank", 2);
+    let (mnt, root) = (bench.mnt(), bench.root.join("mnt"));
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    fs::write(root.join("both"), noise(100_000, 1)).expect("writes");
+    bench.ok(&["umount", &mnt]);
+    fs::rename(bench.image(1), bench.path("away")).expect("moves");
+    bench.ok(&["mount", "-o", "degraded", &bench.image(0), &mnt]);
+    fs::write(root.join("alone"), noise(100_000, 2)).expect("writes");
+    bench.ok(&["umount", &mnt]);
+    fs::rename(bench.path("away"), bench.image(1)).expect("moves");
+    destroy_metadata_of(&bench, &[0]);
+
+    let images = || [0, 1].map(|at| blake3::hash(&fs::read(bench.image(at)).expect("reads")));
+    let before = images();
+    let said = bench.fails(69, &["recover", &bench.image(0)]);
+    assert!(said.contains("d1 of pool tank") && said.contains("--force"), "{said}");
+    assert!(images() == before, "something was changed");
+    // What it says can be done can be done.
+    fs::rename(bench.image(0), bench.path("away")).expect("moves");
+    bench.ok(&["mount", "-o", "ro,degraded", &bench.image(1), &mnt]);
+    assert!(fs::read(root.join("both")).expect("reads") == noise(100_000, 1));
+    bench.ok(&["umount", &mnt]);
+    fs::rename(bench.path("away"), bench.image(0)).expect("moves");
+    bench.ok(&["recover", "--force", &bench.image(0)]);
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    assert!(fs::read(root.join("alone")).expect("reads") == noise(100_000, 2));
     bench.ok(&["umount", &mnt]);
 }

@@ -11,7 +11,7 @@ use crate::control::open::{OpenOptions, open_pool, open_without_metadata};
 use crate::control::protocol::{Outcome, Progress};
 use crate::control::server::Reply;
 use crate::control::service::outcome;
-use crate::pool::Pool;
+use crate::pool::{Member, Pool, PoolState};
 use crate::store::Store;
 
 /// Files that are named one by one to people; programs are told all.
@@ -128,7 +128,7 @@ fn make_again(
 }
 
 /// What the metadata is worth that there is. Unless `force`, this fails when it can be opened, and when a device that is
-/// missing may hold a copy of it. `from`: what it would be made again from.
+/// missing or stale may hold a copy of it. `from`: what it would be made again from.
 fn worth_of_old(located: &Located, options: &OpenOptions, from: &str, force: bool) -> Result<Old> {
     let (pool, _) = open_pool(located, &OpenOptions { read_only: true, ..options.clone() })?;
     let state = pool.state();
@@ -144,15 +144,36 @@ fn worth_of_old(located: &Located, options: &OpenOptions, from: &str, force: boo
             )));
         }
     };
-    let missing = state.members.len() - state.present().count();
-    match missing {
-        0 => Ok(Old::Useless),
-        missing => Err(Error::Unavailable(format!(
-            "{why}. {missing} devices of pool {} are missing and may hold a copy: bring them back, or say --force if they are gone \
-             for good",
-            state.label.name
-        ))),
+    match may_hold_a_copy(&state, from) {
+        None => Ok(Old::Useless),
+        Some(doubts) => Err(Error::Unavailable(format!("{why}. {doubts}"))),
     }
+}
+
+/// Which devices may hold a copy of the metadata that nobody has looked at: those that are missing, and those that are here but
+/// have been absent, so that what is on them does not count.
+fn may_hold_a_copy(state: &PoolState, from: &str) -> Option<String> {
+    let name = &state.label.name;
+    let mut doubts = Vec::new();
+    let missing = state.members.len() - state.present().count();
+    if missing > 0 {
+        doubts.push(format!(
+            "{missing} devices of pool {name} are missing and may hold a copy: bring them back, or say --force if they are gone for \
+             good"
+        ));
+    }
+    let replicas = &state.label.meta.replicas;
+    let is_replica = |member: &&Member| replicas.iter().any(|replica| replica.device == member.id.0);
+    let stale: Vec<String> =
+        state.present().filter(|member| !member.is_current()).filter(is_replica).map(Member::name).collect();
+    if !stale.is_empty() {
+        doubts.push(format!(
+            "{} of pool {name} had been absent and may hold an older copy, from when it was last here: look at it with the other \
+             devices taken away (`argosfs mount -o ro,degraded`), or say --force to make the metadata again from {from} all the same",
+            stale.join(", ")
+        ));
+    }
+    if doubts.is_empty() { None } else { Some(doubts.join(". ")) }
 }
 
 fn text(recovered: &Recovered) -> String {
