@@ -12,7 +12,7 @@ use crate::control::protocol::{Outcome, Progress};
 use crate::control::server::Reply;
 use crate::control::service::outcome;
 use crate::pool::{Member, Pool, PoolState};
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// Files that are named one by one to people; programs are told all.
 const NAMED: usize = 100;
@@ -117,14 +117,18 @@ fn make_again(
 
     let mut text = text(&recovered);
     let mut answer = serde_json::to_value(&recovered).map_err(|_| Error::Invalid("an answer that is not JSON"))?;
-    let mut lost = !recovered.lost.is_empty();
     if let Some(progress) = &verified {
         let _ = write!(text, "\n{}", maintain::text("verified", progress));
         answer["verified"] = maintain::answer(progress);
-        lost |= progress.lost > 0;
     }
-    let level = if lost { 2 } else { u8::from(!recovered.newer.is_empty()) };
-    Ok((outcome(level, &answer, text)?, notes))
+    Ok((outcome(level(&recovered, verified.as_ref()), &answer, text)?, notes))
+}
+
+/// 2: something is lost; 1: something is uncertain, also because nobody knows what was in blocks that could not be read.
+fn level(recovered: &Recovered, verified: Option<&store::maintain::Progress>) -> u8 {
+    let lost = !recovered.lost.is_empty() || verified.is_some_and(|progress| progress.lost > 0);
+    let uncertain = !recovered.newer.is_empty() || recovered.unreadable_blocks > 0;
+    if lost { 2 } else { u8::from(uncertain) }
 }
 
 /// What the metadata is worth that there is. Unless `force`, this fails when it can be opened, and when a device that is
@@ -190,7 +194,11 @@ fn text(recovered: &Recovered) -> String {
         let _ = write!(out, "; {shards_moved} shards had moved since, {shards_gone} are gone");
     }
     if recovered.unreadable_blocks > 0 {
-        let _ = write!(out, "; {} BLOCKS COULD NOT BE READ", recovered.unreadable_blocks);
+        let _ = write!(
+            out,
+            "; {} BLOCKS COULD NOT BE READ: what was newer in them is missing",
+            recovered.unreadable_blocks
+        );
     }
     let _ = write!(
         out,
@@ -219,5 +227,37 @@ fn list(out: &mut String, files: &[check::Affected]) {
     }
     if files.len() > NAMED {
         let _ = write!(out, "\n  and {} more: --json names all", files.len() - NAMED);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_read_is_uncertain() {
+        let recovered = Recovered {
+            source: Origin::Archive,
+            transaction: 1,
+            created: None,
+            rows: 1,
+            stripes: 0,
+            shards_moved: 0,
+            shards_gone: 0,
+            newer_stripes: 0,
+            newer: Vec::new(),
+            nameless: 0,
+            lost: Vec::new(),
+            unreadable_blocks: 0,
+        };
+        assert_eq!(level(&recovered, None), 0);
+        let unreadable = Recovered { unreadable_blocks: 1, ..recovered.clone() };
+        assert_eq!(level(&unreadable, None), 1);
+        assert!(text(&unreadable).contains("1 BLOCKS COULD NOT BE READ"));
+        let progress = store::maintain::Progress { lost: 1, ..Default::default() };
+        assert_eq!(level(&unreadable, Some(&progress)), 2);
+        let file = check::Affected { ino: 5, path: String::new(), names: check::Paths::default(), bytes: 1 };
+        assert_eq!(level(&Recovered { newer: vec![file.clone()], ..recovered.clone() }, None), 1);
+        assert_eq!(level(&Recovered { lost: vec![file], ..recovered }, None), 2);
     }
 }
