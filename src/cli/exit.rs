@@ -40,7 +40,7 @@ pub const HELP: &str = "\
 Exit codes:
   0    in order
   1    status: degraded; scrub, rebuild: something is still to be done; recover: something is uncertain
-  2    status: faulted; scrub, recover: something is lost
+  2    status: faulted; scrub, recover: something is lost; scrub: it was ended before its end
   64   wrong usage        65   corrupt data       69   pool not found or not usable
   73   no space           74   device failed      75   in use
   77   not permitted

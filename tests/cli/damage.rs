@@ -2,6 +2,7 @@
 
 use std::ops::Bound;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::Stdio;
 
 use argosfs::base::{BLOCK_SIZE, Ino};
 use argosfs::control::locate::{Spec, locate};
@@ -179,4 +180,43 @@ fn a_scrub_is_paused_and_goes_on_after_a_remount() {
     // Nothing was passed over, and nothing verified twice.
     assert_eq!(state(&["--status", &mnt]), interrupted);
     bench.ok(&["umount", &mnt]);
+}
+
+/// Whoever waits for a scrub and goes by the exit code must not take for verified what was not looked at.
+#[test]
+fn a_scrub_that_is_ended_early_says_so() {
+    if !can_mount("a_scrub_that_is_ended_early_says_so") {
+        return;
+    }
+    let bench = Bench::new("scrub-early");
+    bench.mkfs("tank", 3);
+    let (mnt, root) = (bench.mnt(), bench.root.join("mnt"));
+    bench.ok(&["mount", &bench.image(0), &mnt]);
+    for at in 0..3u8 {
+        fs::write(root.join(format!("file {at}")), vec![at; 1 << 20]).expect("writes");
+        bench.ok(&["sync", &mnt]);
+    }
+    // So slow that it never ends by itself.
+    let waits = || {
+        let mut command = bench.command(&["--json", "scrub", "--limit", "16K", &mnt]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("runs");
+        let verifies = |status: &Value| status["state"] == "running" && status["bytes"].as_u64() > Some(0);
+        wait_until("some of it is verified", || verifies(&bench.json(&["--json", "scrub", "--status", &mnt])));
+        child
+    };
+    let ends: [(&[&str], &str); 3] = [
+        (&["scrub", "--pause", &mnt], "paused"),
+        (&["scrub", "--cancel", &mnt], "cancelled"),
+        (&["umount", &mnt], "interrupted"),
+    ];
+    for (end, state) in ends {
+        let child = waits();
+        bench.ok(end);
+        let output = child.wait_with_output().expect("ends");
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!((answer["state"].as_str(), output.status.code()), (Some(state), Some(2)), "{answer}");
+    }
+    let answer = bench.json(&["--json", "scrub", &bench.image(0)]);
+    assert_eq!(answer["state"], "finished", "{answer}");
+    bench.ok(&["scrub", &bench.image(0)]);
 }

@@ -38,15 +38,20 @@ pub fn scrub(service: &PoolService, action: ScrubAction, limit: u64, reply: &mut
     outcome(0, &status, text)
 }
 
-/// The answer about a scrub that is not running any more.
+/// The answer about a scrub that is not running any more. Level 2 besides when it did not come to its end: somebody paused or
+/// cancelled it, or the pool was closed, and nobody knows what the rest is worth.
 fn scrubbed(service: &PoolService) -> Outcome {
     let progress = service.scrub.progress();
-    let level = if progress.lost > 0 { 2 } else { u8::from(progress.repaired.missing > 0) };
+    let state = service.scrub.status().map_or("none", |status| status.state);
+    let finished = state == "finished";
+    let level = if progress.lost > 0 || !finished { 2 } else { u8::from(progress.repaired.missing > 0) };
     let mut said = text("verified", &progress);
-    if let Some(status) = service.scrub.status().filter(|status| status.state != "finished") {
-        said = format!("{}: {said}", status.state);
+    if !finished {
+        said = format!("{state}: {said}");
     }
-    Outcome { level, answer: answer(&progress), text: said }
+    let mut answer = answer(&progress);
+    answer["state"] = state.into();
+    Outcome { level, answer, text: said }
 }
 
 /// Rebuilds what lies on no device that is here, brings metadata replicas up to date, and lets members that came back
