@@ -53,6 +53,8 @@ pub struct ScrubStatus {
     pub missing: u64,
     pub lost: u64,
     pub metadata_blocks: u64,
+    /// Known only to the process that verified the metadata.
+    pub metadata_unreadable: u64,
 }
 
 /// What the thread is to do.
@@ -70,6 +72,8 @@ struct State {
     row: ScrubRow,
     /// Whether the row's progress was made since the pool was opened.
     unbroken: bool,
+    /// What the row has no place for.
+    metadata_unreadable: u64,
     /// Bytes a second it may read at most; 0 for no limit.
     limit: u64,
     total_bytes: u64,
@@ -108,7 +112,7 @@ impl Shared {
     fn run(&self) {
         let mut progress = {
             let state = self.state();
-            progress_of(&state.row, state.unbroken)
+            progress_of(&state)
         };
         let mut pace = Pace { since: self.clock.now().seconds, at_ns: self.now_ns(), activity: self.store.activity() };
         let mut saved = self.seconds();
@@ -128,6 +132,7 @@ impl Shared {
         let mut state = self.state();
         note(&mut state.row, &progress);
         state.unbroken = progress.unbroken;
+        state.metadata_unreadable = progress.metadata_unreadable;
         state.row.state = match (&done, state.order) {
             (Ok(true), _) => ScrubState::Finished,
             (Ok(false), Order::Cancel) => ScrubState::Cancelled,
@@ -202,6 +207,7 @@ impl Scrubber {
             order: Order::Run,
             row,
             unbroken: false,
+            metadata_unreadable: 0,
             limit,
             total_bytes: if going_on { bytes_in_use(&store).unwrap_or(0) } else { 0 },
             running: false,
@@ -231,6 +237,7 @@ impl Scrubber {
         }
         if !matches!(state.row.state, ScrubState::Running | ScrubState::Paused) {
             state.row = ScrubRow { begun: self.0.seconds(), ..ScrubRow::default() };
+            state.metadata_unreadable = 0;
         }
         state.row.state = ScrubState::Running;
         state.order = Order::Run;
@@ -339,7 +346,7 @@ impl Scrubber {
     /// What was done and found so far.
     pub fn progress(&self) -> Progress {
         let state = self.0.state();
-        progress_of(&state.row, state.unbroken)
+        progress_of(&state)
     }
 
     /// How it fares; `None` when there never was one.
@@ -369,6 +376,7 @@ impl Scrubber {
             missing: row.missing,
             lost: row.lost,
             metadata_blocks: row.metadata_blocks,
+            metadata_unreadable: state.metadata_unreadable,
         })
     }
 }
@@ -402,6 +410,7 @@ impl ScrubStatus {
             (self.metadata_blocks, "metadata blocks repaired"),
             (self.missing, "SHARDS MISSING"),
             (self.lost, "STRIPES LOST"),
+            (self.metadata_unreadable, "METADATA BLOCKS UNREADABLE"),
         ];
         for (count, what) in found.iter().filter(|(count, _)| *count > 0) {
             text.push_str(&format!(", {count} {what}"));
@@ -417,7 +426,8 @@ fn rate_and_left(row: &ScrubRow, total: u64) -> (u64, u64) {
 }
 
 /// The store's progress as the row has it.
-fn progress_of(row: &ScrubRow, unbroken: bool) -> Progress {
+fn progress_of(state: &State) -> Progress {
+    let row = &state.row;
     let count = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
     Progress {
         stripes: row.stripes,
@@ -429,8 +439,9 @@ fn progress_of(row: &ScrubRow, unbroken: bool) -> Progress {
         },
         lost: row.lost,
         metadata_blocks: row.metadata_blocks,
+        metadata_unreadable: state.metadata_unreadable,
         after: row.after.map(StripeId),
-        unbroken,
+        unbroken: state.unbroken,
     }
 }
 

@@ -19,4 +19,4 @@ pub use db::{Appended, DataBarrier, MemoryLog, Meta, RedoGroup, RedoLog};
 pub use load::Put;
 pub use tables::ReadRows;
 pub use tx::{Reader, Tx, View, Visit};
-pub use untrusted::check_database;
+pub use untrusted::{check_database, uses_unreadable};

@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use redb::{Database, StorageBackend};
+use redb::{Builder, Database, StorageBackend};
 
 use super::db::guarded;
 use super::tables::store_error;
@@ -22,12 +23,63 @@ const PAGE: u64 = 4096;
 /// # Errors
 /// [`crate::base::Error::Corrupt`] when it is not what redb wrote.
 pub fn check_database(backend: impl StorageBackend) -> Result<()> {
+    check(backend, &mut Database::builder())
+}
+
+fn check(backend: impl StorageBackend, builder: &mut Builder) -> Result<()> {
     guarded(|| {
         let len = backend.len().map_err(store_error)?;
         let copy = Copied { below: backend, written: Mutex::new(Written { pages: BTreeMap::new(), len }) };
-        let checked = Database::builder().set_check_integrity_on_open(true).create_with_backend(copy);
+        let checked = builder.set_check_integrity_on_open(true).create_with_backend(copy);
         checked.map(drop).map_err(store_error)
     })
+}
+
+/// Memory for pages while somebody uses the database.
+const CACHE: usize = 32 << 20;
+
+/// Whether the newest commit on `backend` uses anything that `backend` calls corrupt. Another database may be at work on it.
+///
+/// # Errors
+/// [`crate::base::Error::Corrupt`] when all that was read could be read and is not what redb wrote; a commit made meanwhile may
+/// be the reason.
+pub fn uses_unreadable(backend: impl StorageBackend) -> Result<bool> {
+    let failed = Arc::new(AtomicBool::new(false));
+    let watched = Watched { below: backend, failed: Arc::clone(&failed) };
+    let checked = check(watched, Database::builder().set_cache_size(CACHE));
+    if failed.load(Ordering::Acquire) { Ok(true) } else { checked.map(|()| false) }
+}
+
+/// Notes whether anything was read that is corrupt.
+#[derive(Debug)]
+struct Watched<B> {
+    below: B,
+    failed: Arc<AtomicBool>,
+}
+
+impl<B: StorageBackend> StorageBackend for Watched<B> {
+    fn len(&self) -> io::Result<u64> {
+        self.below.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let read = self.below.read(offset, out);
+        let corrupt = read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidData);
+        self.failed.fetch_or(corrupt, Ordering::AcqRel);
+        read
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
 }
 
 #[derive(Debug)]

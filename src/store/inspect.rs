@@ -16,13 +16,37 @@ use crate::format::rows::{BackrefKey, Placement, StripeRow, StripeState};
 use crate::format::shard::{ShardHeader, Unit};
 use crate::format::table::{Backrefs, Stripes};
 use crate::meta::volume::VerifyReport;
-use crate::meta::{Reader, Visit};
+use crate::meta::{Reader, Visit, uses_unreadable};
 use crate::pool::stripe_io;
+
+/// How often it is asked what redb uses, when checkpoints come in between.
+const TRIES: usize = 3;
+
+/// Forgets the blocks that no copy has right, if redb uses none of them. It is asked only when there are any.
+fn leave_out_free(log: &HostedLog, report: &mut VerifyReport) {
+    if report.unreadable.is_empty() {
+        return;
+    }
+    for _ in 0..TRIES {
+        let before = log.volume.stats().checkpoints;
+        match uses_unreadable(log.volume.backend()) {
+            Ok(true) => return,
+            Ok(false) => break,
+            // Behind a checkpoint, blocks of the state that was looked at are used again.
+            Err(_) if log.volume.stats().checkpoints != before => {}
+            Err(_) => return,
+        }
+    }
+    report.unreadable.clear();
+}
 
 impl Store {
     /// Compares all copies of the metadata with its checksums; nothing is changed. `None` for a store without devices.
     pub fn inspect_metadata(&self) -> Result<Option<VerifyReport>> {
-        self.log.as_ref().map(|log| log.volume.inspect()).transpose()
+        let Some(log) = &self.log else { return Ok(None) };
+        let mut report = log.volume.inspect()?;
+        leave_out_free(log, &mut report);
+        Ok(Some(report))
     }
 
     /// The same, and writes anew what is bad.
@@ -31,10 +55,11 @@ impl Store {
     }
 
     pub(super) fn mend_volume(&self, log: &HostedLog) -> Result<VerifyReport> {
-        let report = log.volume.verify()?;
+        let mut report = log.volume.verify()?;
         if report.log_broken {
             self.meta.checkpoint()?;
         }
+        leave_out_free(log, &mut report);
         Ok(report)
     }
 

@@ -28,6 +28,8 @@ pub struct Progress {
     pub lost: u64,
     /// Blocks of metadata mended on some replica.
     pub metadata_blocks: u64,
+    /// Blocks of metadata that no replica has right, when some of them are in use.
+    pub metadata_unreadable: u64,
     /// The last stripe looked at.
     pub after: Option<StripeId>,
     /// Whether all of it was done since the pool was opened.
@@ -61,7 +63,8 @@ impl Store {
             self.mend_archives(Mend::Bad, progress)?;
         }
         self.settle_repairs()?;
-        if whole && progress.unbroken && progress.lost == 0 && progress.repaired.missing == 0 {
+        let well = progress.lost == 0 && progress.repaired.missing == 0 && progress.metadata_unreadable == 0;
+        if whole && progress.unbroken && well {
             self.faults.forget(None);
         }
         self.save_faults();
@@ -76,7 +79,9 @@ impl Store {
             pool.update_labels(|_| ())?;
         }
         if let Some(log) = &self.log {
-            progress.metadata_blocks = self.mend_volume(log)?.repaired;
+            let report = self.mend_volume(log)?;
+            progress.metadata_blocks = report.repaired;
+            progress.metadata_unreadable = report.unreadable.len() as u64;
         }
         Ok(())
     }

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use super::commit::{ContentWrite, Inline, SharedBytes};
 use super::{Store, lock};
 use crate::base::clock::SteppingClock;
-use crate::base::{DeviceId, Ino, Prng, Result};
+use crate::base::{BLOCK_SIZE, DeviceId, Ino, Prng, Result, StripeId};
 use crate::device::sim::{Fault, On, SimWorld};
 use crate::device::{Engine, InlineEngine};
 use crate::format::label::DefaultGeometry;
-use crate::format::table::Stripes;
+use crate::format::rows::ConfigKey;
+use crate::format::table::{self, Stripes};
 use crate::meta::Reader;
+use crate::pool::stripe_io::{BadShard, Fault as BadFault};
 use crate::pool::{FormatOptions, OpenMode, Pool};
 
 const SIZE: u64 = 64 << 20;
@@ -224,7 +226,6 @@ fn what_was_durable_survives_a_power_cut_at_any_moment() {
 fn p2_nothing_refers_to_a_shard_that_a_failed_flush_left_in_doubt() {
     use crate::base::DeviceId;
     use crate::device::sim::{Fault, On};
-    use crate::format::table::Stripes;
     use crate::meta::Visit;
     use std::ops::Bound;
 
@@ -503,4 +504,93 @@ fn any_number_of_openings_leaves_room_in_the_log() {
     write(&store, 3, content(&mut Prng::new(11), 3000)).unwrap();
     store.durable_point().unwrap();
     assert_eq!(read(&store, 2, 3000), content(&mut Prng::new(10), 3000));
+}
+
+/// Blocks of the metadata: where each lies on every device that has it.
+fn places(store: &Store, block: u64) -> Vec<(usize, u64)> {
+    let root = store.log.as_ref().unwrap().volume.root();
+    let chunk = u64::from(root.chunk_blocks);
+    // A page of sums for 1024 blocks.
+    let pages = chunk.div_ceil(1025);
+    let (number, index) = (block / (chunk - pages), block % (chunk - pages));
+    let has =
+        root.chunks.iter().filter(|run| (u64::from(run.chunk)..u64::from(run.chunk + run.count)).contains(&number));
+    has.map(|run| (usize::from(run.device), run.block + (number - u64::from(run.chunk)) * chunk + pages + index))
+        .collect()
+}
+
+fn spoil(world: &SimWorld, places: &[(usize, u64)]) {
+    places.iter().for_each(|(device, block)| world.corrupt(*device, block * BLOCK_SIZE..(block + 1) * BLOCK_SIZE));
+}
+
+/// What redb does not use may be wrong: after a crash it often is.
+#[test]
+fn metadata_that_is_lost_is_told_from_what_is_free() {
+    let world = SimWorld::new(8, 2, SIZE);
+    let store = format(&world, 1, 1).unwrap();
+    let key = |at: u8| ConfigKey { name: vec![b'k', at] };
+    // What comes and goes leaves blocks that are free.
+    for round in 0..3u8 {
+        store
+            .transact(|tx, _| (0..60).try_for_each(|at| tx.put::<table::Config>(&key(at), &vec![round; 1000])))
+            .unwrap();
+        store.meta().checkpoint().unwrap();
+    }
+    store.transact(|tx, _| (30..60).try_for_each(|at| tx.delete::<table::Config>(&key(at)).map(drop))).unwrap();
+    store.close().unwrap();
+
+    let store = open(&world, &[0, 1], 2).unwrap();
+    store.meta().checkpoint().unwrap();
+    let end = store.volume_stats().unwrap().len.0 / BLOCK_SIZE;
+    let (mut lost, mut free) = (Vec::new(), Vec::new());
+    for block in 1..end.min(2000) {
+        let places = places(&store, block);
+        let kept: Vec<Vec<u8>> = places
+            .iter()
+            .map(|(device, at)| {
+                let mut bytes = vec![0; BLOCK_SIZE as usize];
+                world.device(*device).read_at(at * BLOCK_SIZE, &mut bytes).unwrap();
+                bytes
+            })
+            .collect();
+        if kept.iter().flatten().all(|byte| *byte == 0) {
+            continue;
+        }
+        spoil(&world, &places);
+        match store.inspect_metadata().unwrap().unwrap().unreadable.is_empty() {
+            true => free.push(places.clone()),
+            false => lost.push((places.clone(), kept[0].windows(1000).any(|bytes| *bytes == [2; 1000]))),
+        }
+        for ((device, at), bytes) in places.iter().zip(&kept) {
+            world.device(*device).write_at(at * BLOCK_SIZE, &[bytes]).unwrap();
+            world.device(*device).flush().unwrap();
+        }
+    }
+    assert!(lost.len() > 10 && free.len() > 5, "{} are in use, {} are not", lost.len(), free.len());
+
+    // A scrub tells, and clears no device of what it did.
+    let bad = BadShard { stripe: StripeId(1), index: 0, device: DeviceId(0), fault: BadFault::Checksum };
+    store.faults.add(&[bad]);
+    let (rows, _) = lost.iter().find(|(_, rows)| *rows).expect("rows");
+    let again = world.fork();
+    spoil(&world, rows);
+    let progress = store.scrub(&mut |_| true).unwrap();
+    assert!(progress.metadata_unreadable == 1 && !store.device_faults().is_empty(), "{progress:?}");
+    drop(store);
+
+    // Redb says the same of both.
+    let pool = |world: &SimWorld| {
+        let mode = OpenMode { read_only: true, ..OpenMode::default() };
+        Arc::new(Pool::open(&world.devices(), &mode, Arc::new(InlineEngine), Box::new(Prng::new(3))).unwrap())
+    };
+    let clock = || Arc::new(SteppingClock::default());
+    Store::open_untrusted(pool(&world), clock(), 3).err().expect("rows are lost");
+    free.iter().for_each(|places| spoil(&again, places));
+    Store::open_untrusted(pool(&again), clock(), 3).expect("nothing is lost");
+    let store = open(&again, &[0, 1], 4).unwrap();
+    let read = |at| store.view(|view| view.get::<table::Config>(&key(at))).unwrap();
+    assert!((0..30).all(|at| read(at) == Some(vec![2; 1000])) && read(30).is_none());
+    store.faults.add(&[bad]);
+    let progress = store.scrub(&mut |_| true).unwrap();
+    assert!(progress.metadata_unreadable == 0 && store.device_faults().is_empty(), "{progress:?}");
 }

@@ -22,6 +22,7 @@ use crate::control::service::{PoolService, outcome};
 use crate::format::label::MemberState;
 use crate::format::rows::{Placement, StripeRow};
 use crate::meta::Reader;
+use crate::meta::volume::VerifyReport;
 use crate::pool::PoolState;
 use crate::pool::stripe_io::Fault;
 use crate::store::Store;
@@ -311,14 +312,20 @@ fn labels(service: &PoolService, findings: &mut Findings) {
 
 fn metadata(service: &PoolService, findings: &mut Findings) -> Result<()> {
     if let Some(found) = service.store.inspect_metadata()? {
-        findings.expect(found.bad == 0, Issue::MetadataWrong, || format!("{} of {} blocks", found.bad, found.blocks));
-        findings
-            .expect(found.log_lacking == 0, Issue::MetadataLogLacking, || format!("{} stretches", found.log_lacking));
-        findings.expect(!found.log_broken, Issue::MetadataLogLacking, || "no copy has all of it".to_owned());
+        copies(&found, findings);
     }
     let lacking = service.store.lacking_replicas();
     findings.expect(lacking == 0, Issue::MetadataReplicaMissing, || format!("{lacking} are lacking"));
     Ok(())
+}
+
+fn copies(found: &VerifyReport, findings: &mut Findings) {
+    findings.expect(found.bad == 0, Issue::MetadataWrong, || format!("{} of {} blocks", found.bad, found.blocks));
+    findings.expect(found.unreadable.is_empty(), Issue::MetadataWrong, || {
+        format!("{} blocks that no copy has right, and some of them are in use", found.unreadable.len())
+    });
+    findings.expect(found.log_lacking == 0, Issue::MetadataLogLacking, || format!("{} stretches", found.log_lacking));
+    findings.expect(!found.log_broken, Issue::MetadataLogLacking, || "no copy has all of it".to_owned());
 }
 
 /// What the labels say about the devices.
@@ -538,6 +545,18 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metadata_that_no_copy_has_right_is_a_problem() {
+        let mut findings = Findings::default();
+        copies(&VerifyReport::default(), &mut findings);
+        assert_eq!(findings.total(), 0);
+        copies(&VerifyReport { unreadable: vec![5, 6], ..VerifyReport::default() }, &mut findings);
+        assert!(
+            findings.has(Issue::MetadataWrong) && findings.listed()[0].what.starts_with("2 blocks"),
+            "{findings:?}"
+        );
+    }
 
     #[test]
     fn what_is_not_named_is_counted() {

@@ -44,14 +44,18 @@ fn scrubbed(service: &PoolService) -> Outcome {
     let progress = service.scrub.progress();
     let state = service.scrub.status().map_or("none", |status| status.state);
     let finished = state == "finished";
-    let level = if progress.lost > 0 || !finished { 2 } else { u8::from(progress.repaired.missing > 0) };
     let mut said = text("verified", &progress);
     if !finished {
         said = format!("{state}: {said}");
     }
     let mut answer = answer(&progress);
     answer["state"] = state.into();
-    Outcome { level, answer, text: said }
+    Outcome { level: level(&progress, finished), answer, text: said }
+}
+
+fn level(progress: &Progress, finished: bool) -> u8 {
+    let bad = progress.lost > 0 || progress.metadata_unreadable > 0;
+    if bad || !finished { 2 } else { u8::from(progress.repaired.missing > 0) }
 }
 
 /// Rebuilds what lies on no device that is here, brings metadata replicas up to date, and lets members that came back
@@ -123,6 +127,7 @@ pub fn answer(progress: &Progress) -> serde_json::Value {
         "missing": progress.repaired.missing,
         "lost": progress.lost,
         "metadata_blocks": progress.metadata_blocks,
+        "metadata_unreadable": progress.metadata_unreadable,
     })
 }
 
@@ -149,5 +154,28 @@ pub fn text(did: &str, progress: &Progress) -> String {
             progress.lost
         ));
     }
+    if progress.metadata_unreadable > 0 {
+        text.push_str(&format!(
+            "; {} METADATA BLOCKS ARE UNREADABLE, on every device that should have them, and some of them are in use: save what is \
+             new while it can be read, then run `argosfs fsck`",
+            progress.metadata_unreadable
+        ));
+    }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrub_that_cannot_vouch_for_everything_says_so() {
+        let well = Progress::default();
+        assert_eq!((level(&well, true), level(&well, false)), (0, 2));
+        let unreadable = Progress { metadata_unreadable: 3, ..well };
+        assert_eq!(level(&unreadable, true), 2);
+        let said = text("verified", &unreadable);
+        assert!(said.contains("3 METADATA BLOCKS ARE UNREADABLE") && said.contains("argosfs fsck"), "{said}");
+        assert!(!text("verified", &well).contains("UNREADABLE"));
+    }
 }

@@ -166,7 +166,7 @@ pub struct VerifyReport {
     /// (Or the volume was opened to be read only, and nobody can tell whether there are such entries.)
     pub log_broken: bool,
     /// Blocks that no replica has right. redb may not use them: of a block that was free at the last checkpoint, the content
-    /// is lost with a crash and its sum is not. redb's own check tells.
+    /// is lost with a crash and its sum is not. [`crate::meta::uses_unreadable`] tells.
     pub unreadable: Vec<u64>,
 }
 
@@ -249,7 +249,7 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// What redb runs on. To be used by one `Database` at a time.
+    /// What redb runs on. To be written to by one `Database` at a time.
     pub fn backend(&self) -> Backend {
         Backend::new(self.core.clone())
     }
