@@ -51,16 +51,18 @@ impl Store {
 
     /// The same, and writes anew what is bad.
     pub fn mend_copies(&self) -> Result<Option<VerifyReport>> {
-        self.log.as_ref().map(|log| self.mend_volume(log)).transpose()
+        let Some(log) = &self.log else { return Ok(None) };
+        self.mend_volume(log, &mut || true)
     }
 
-    pub(super) fn mend_volume(&self, log: &HostedLog) -> Result<VerifyReport> {
-        let mut report = log.volume.verify()?;
+    /// `None` when `go_on` ended it early.
+    pub(super) fn mend_volume(&self, log: &HostedLog, go_on: &mut dyn FnMut() -> bool) -> Result<Option<VerifyReport>> {
+        let Some(mut report) = log.volume.verify_while(go_on)? else { return Ok(None) };
         if report.log_broken {
             self.meta.checkpoint()?;
         }
         leave_out_free(log, &mut report);
-        Ok(report)
+        Ok(Some(report))
     }
 
     /// Replicas of the metadata that are lacking.

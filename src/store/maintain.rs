@@ -36,7 +36,7 @@ pub struct Progress {
     pub unbroken: bool,
 }
 
-/// Called after each stripe; `false` stops the action.
+/// Called after each stripe, and each piece of metadata; `false` stops the action.
 pub type Watch<'a> = &'a mut dyn FnMut(&Progress) -> bool;
 
 /// Stripes looked up by one scan of the table.
@@ -55,7 +55,9 @@ impl Store {
     pub fn scrub_on(&self, progress: &mut Progress, watch: Watch<'_>) -> Result<bool> {
         if progress.after.is_none() {
             progress.unbroken = true;
-            self.scrub_metadata(progress)?;
+            if !self.scrub_metadata(progress, watch)? {
+                return Ok(false);
+            }
         }
         let whole = self.each_stripe(|_| true, progress.after, progress, watch, |store, id| store.repair(id))?;
         if whole {
@@ -71,19 +73,19 @@ impl Store {
         Ok(whole)
     }
 
-    /// Verifies the labels and all metadata replicas.
-    fn scrub_metadata(&self, progress: &mut Progress) -> Result<()> {
+    /// Verifies the labels and all metadata replicas; `false` when `watch` ended it.
+    fn scrub_metadata(&self, progress: &mut Progress, watch: Watch<'_>) -> Result<bool> {
         if let Some(pool) = &self.pool
             && !pool.damaged_labels(&pool.state().present().map(|member| member.id).collect::<Vec<_>>()).is_empty()
         {
             pool.update_labels(|_| ())?;
         }
         if let Some(log) = &self.log {
-            let report = self.mend_volume(log)?;
+            let Some(report) = self.mend_volume(log, &mut || watch(progress))? else { return Ok(false) };
             progress.metadata_blocks = report.repaired;
             progress.metadata_unreadable = report.unreadable.len() as u64;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Rebuilds every shard whose device is not here, or that was never written, on other devices, and brings replacements

@@ -594,3 +594,17 @@ fn metadata_that_is_lost_is_told_from_what_is_free() {
     let progress = store.scrub(&mut |_| true).unwrap();
     assert!(progress.metadata_unreadable == 0 && store.device_faults().is_empty(), "{progress:?}");
 }
+
+/// Whoever pauses a scrub, or unmounts, does not wait for all of the metadata.
+#[test]
+fn a_scrub_ends_early_in_the_metadata_too() {
+    let world = SimWorld::new(11, 3, SIZE);
+    let store = format(&world, 2, 1).unwrap();
+    write(&store, 2, content(&mut Prng::new(12), 300_000)).unwrap();
+    store.durable_point().unwrap();
+    let mut progress = super::maintain::Progress::default();
+    assert!(!store.scrub_on(&mut progress, &mut |_| false).unwrap());
+    assert_eq!((progress.stripes, progress.after), (0, None));
+    assert!(store.scrub_on(&mut progress, &mut |_| true).unwrap());
+    assert!(progress.stripes > 0 && progress.lost == 0, "{progress:?}");
+}

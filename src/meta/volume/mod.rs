@@ -343,12 +343,17 @@ impl Volume {
 
     /// Checks everything on all live replicas, and mends what another replica has right.
     pub fn verify(&self) -> Result<VerifyReport> {
-        self.core.verify(true)
+        Ok(self.verify_while(&mut || true)?.unwrap_or_default())
+    }
+
+    /// The same, as long as `go_on` says so, which is asked again and again; `None` when it was ended early.
+    pub fn verify_while(&self, go_on: &mut dyn FnMut() -> bool) -> Result<Option<VerifyReport>> {
+        self.core.verify(true, go_on)
     }
 
     /// Checks everything on all live replicas and changes nothing.
     pub fn inspect(&self) -> Result<VerifyReport> {
-        self.core.verify(false)
+        Ok(self.core.verify(false, &mut || true)?.unwrap_or_default())
     }
 
     /// What goes on.

@@ -309,8 +309,8 @@ impl Core {
         Ok(())
     }
 
-    /// See [`super::Volume::verify`].
-    pub fn verify(&self, mend: bool) -> Result<VerifyReport> {
+    /// See [`super::Volume::verify_while`]; `None` when it was ended early.
+    pub fn verify(&self, mend: bool, go_on: &mut dyn FnMut() -> bool) -> Result<Option<VerifyReport>> {
         let mend = mend && self.check_writable().is_ok();
         let mut report = VerifyReport::default();
         let numbers: Vec<u32> = read(&self.state).table.chunks.keys().copied().collect();
@@ -318,6 +318,9 @@ impl Core {
             for from in (0..self.geometry.data).step_by(PIECE as usize) {
                 for run in self.stored_runs(number, from) {
                     self.verify_run(&run, mend, &mut report);
+                }
+                if !go_on() {
+                    return Ok(None);
                 }
             }
             self.verify_pages(number, mend, &mut report)?;
@@ -333,7 +336,7 @@ impl Core {
             report.log_broken = self.log_unread || !ring.ends_at(&log.end);
             report.log_lacking = (0..replicas.len()).map(|index| log.missing(index).len() as u64).sum();
         }
-        Ok(report)
+        Ok(Some(report))
     }
 
     fn verify_run(&self, run: &Run, mend: bool, report: &mut VerifyReport) {
