@@ -7,6 +7,7 @@ use std::ops::Bound;
 use super::{Store, lock};
 use crate::base::sync::Mutex;
 use crate::base::{DeviceId, Error, Result};
+use crate::format::rows::DeviceRow;
 use crate::format::table::Devices;
 use crate::meta::{Reader, Visit};
 use crate::pool::stripe_io::{BadShard, Fault};
@@ -102,22 +103,16 @@ impl Store {
     }
 
     fn put_faults(&self, known: &BTreeMap<DeviceId, DeviceFaults>) -> Result<()> {
-        let mut ids = Vec::new();
-        self.view(|view| {
-            view.scan::<Devices>((Bound::Unbounded, Bound::Unbounded), |id, _| {
-                ids.push(id);
-                Ok(Visit::Continue(()))
-            })
-        })?;
         self.transact(|tx, _| {
-            for id in &ids {
-                let Some(row) = tx.get::<Devices>(id)? else { continue };
-                let DeviceFaults { read_errors, checksum_errors } = known.get(id).copied().unwrap_or_default();
+            let mut changed = Vec::new();
+            tx.scan::<Devices>((Bound::Unbounded, Bound::Unbounded), |id, row| {
+                let DeviceFaults { read_errors, checksum_errors } = known.get(&id).copied().unwrap_or_default();
                 if (row.read_errors, row.checksum_errors) != (read_errors, checksum_errors) {
-                    tx.put::<Devices>(id, &crate::format::rows::DeviceRow { read_errors, checksum_errors, ..row })?;
+                    changed.push((id, DeviceRow { read_errors, checksum_errors, ..row }));
                 }
-            }
-            Ok(())
+                Ok(Visit::Continue(()))
+            })?;
+            changed.iter().try_for_each(|(id, row)| tx.put::<Devices>(id, row))
         })
     }
 }
