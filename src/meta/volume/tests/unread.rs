@@ -232,25 +232,37 @@ fn a_log_goes_on_where_one_replica_cannot_read_it() {
     }
 }
 
+/// Opens a volume again and again, each time with another of its reads garbled, and hands on what was opened.
+fn with_each_read_garbled(
+    setup: Setup,
+    world: &SimWorld,
+    prng: &mut Prng,
+    mut check: impl FnMut(&Volume, &[RedoGroup], u64),
+) {
+    let mut reads = 1;
+    let mut nth = 0;
+    while nth < reads {
+        let state = world.fork();
+        let (host, root, live) = Host::open(&state, &[0]).unwrap();
+        let before = state.counters(0).reads;
+        state.fault(0, Fault::GarbleRead { nth, sticky: false });
+        let (volume, groups) = Volume::open(host, &root, &live, setup.options(prng)).unwrap();
+        volume.poison("closed");
+        check(&volume, &groups, nth);
+        reads = state.counters(0).reads - before;
+        nth += 1;
+    }
+    assert!(nth > 3);
+}
+
 #[test]
 fn a_garbled_read_does_not_cut_the_log_off() {
     for seed in 20..28 {
         let (mut prng, world, store) = store(ONE, seed);
         let history = left(store);
-        let mut reads = 1;
-        let mut nth = 0;
-        while nth < reads {
-            let state = world.fork();
-            let (host, root, live) = Host::open(&state, &[0]).unwrap();
-            let before = state.counters(0).reads;
-            state.fault(0, Fault::GarbleRead { nth, sticky: false });
-            let (volume, groups) = Volume::open(host, &root, &live, ONE.options(&mut prng)).unwrap();
-            volume.poison("closed");
+        with_each_read_garbled(ONE, &world, &mut prng, |_, groups, nth| {
             assert_eq!(groups.last().unwrap().txn.0, history.len() as u64, "seed {seed}, read {nth}");
-            reads = state.counters(0).reads - before;
-            nth += 1;
-        }
-        assert!(nth > 3);
+        });
     }
 }
 
@@ -269,6 +281,11 @@ fn two_pages(replicas: usize) -> (Setup, Prng, SimWorld, Store) {
     let digests = read(&store.volume.core.state).table.chunks[&0].digests.clone();
     assert!(digests.len() == 2 && digests.iter().all(|digest| *digest != 0), "{digests:?}");
     (setup, prng, world, store)
+}
+
+/// Whether a sum of the first chunk's blocks counts as lost.
+fn has_lost_sums(volume: &Volume) -> bool {
+    read(&volume.core.state).table.chunks.values().any(|chunk| (0..1098).any(|at| chunk.sum(at) == LOST))
 }
 
 #[test]
@@ -298,7 +315,7 @@ fn a_page_of_sums_that_cannot_be_read_keeps_a_volume_from_being_written() {
         let refused = Volume::open(host, &root, &live, setup.options(&mut prng)).map(|_| ());
         assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
         let volume = read_only(setup, &state, &[0], &mut prng).unwrap();
-        assert!(read(&volume.core.state).table.chunks.values().any(|chunk| (0..1098).any(|at| chunk.sum(at) == LOST)));
+        assert!(has_lost_sums(&volume));
         state.heal(0);
         whole("healed", setup, &state, &[0], &history, &mut prng);
         for fault in [Fault::BadBlock { block: page, times: 2 }, Fault::BadBlock { block: page, times: 1 }] {
@@ -313,22 +330,9 @@ fn a_page_of_sums_that_cannot_be_read_keeps_a_volume_from_being_written() {
 fn a_garbled_read_loses_no_sums() {
     let (setup, mut prng, world, store) = two_pages(1);
     drop(store);
-    let mut reads = 1;
-    let mut nth = 0;
-    while nth < reads {
-        let state = world.fork();
-        let (host, root, live) = Host::open(&state, &[0]).unwrap();
-        let before = state.counters(0).reads;
-        state.fault(0, Fault::GarbleRead { nth, sticky: false });
-        let (volume, _) = Volume::open(host, &root, &live, setup.options(&mut prng)).unwrap();
-        volume.poison("closed");
-        reads = state.counters(0).reads - before;
-        let state = read(&volume.core.state);
-        let lost = state.table.chunks.values().any(|chunk| (0..1098).any(|at| chunk.sum(at) == LOST));
-        assert!(!lost, "read {nth}");
-        nth += 1;
-    }
-    assert!(nth > 3);
+    with_each_read_garbled(setup, &world, &mut prng, |volume, _, nth| {
+        assert!(!has_lost_sums(volume), "read {nth}");
+    });
 }
 
 /// Neighbours in the virtual file, with their places on a device.
