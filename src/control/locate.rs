@@ -327,7 +327,6 @@ mod tests {
     use crate::control::open::{OpenOptions, open_pool};
     use crate::device::engine::EngineChoice;
     use crate::device::{InlineEngine, file};
-    use crate::format::label::DefaultGeometry;
     use crate::pool::{FormatOptions, Pool};
 
     #[test]
@@ -364,13 +363,7 @@ mod tests {
             let create = file::OpenOptions { create_size: Some(Bytes(8 << 20)), ..file::OpenOptions::default() };
             let devices: Vec<_> =
                 ["a.img", "b.img"].iter().map(|name| file::open(&scratch.0.join(name), &create).unwrap()).collect();
-            let options = FormatOptions {
-                name: "tank".to_owned(),
-                geometry: DefaultGeometry { k: 1, m: 1, shard_blocks: 16 },
-                force: false,
-                created: 0,
-                features: Default::default(),
-            };
+            let options = FormatOptions::small(1, 1);
             Pool::format(&devices, &options, Arc::new(InlineEngine), Box::new(Prng::new(1))).unwrap();
             scratch
         }

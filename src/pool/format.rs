@@ -97,6 +97,18 @@ impl Pool {
 }
 
 impl FormatOptions {
+    /// A pool called "tank" with small shards, for tests.
+    #[cfg(test)]
+    pub fn small(k: u8, m: u8) -> FormatOptions {
+        FormatOptions {
+            name: "tank".to_owned(),
+            geometry: DefaultGeometry { k, m, shard_blocks: 16 },
+            force: false,
+            created: 1_700_000_000,
+            features: Features::default(),
+        }
+    }
+
     /// Whether they make sense for so many devices.
     ///
     /// # Errors

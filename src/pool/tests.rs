@@ -15,19 +15,9 @@ fn engine() -> Arc<dyn Engine> {
     Arc::new(InlineEngine)
 }
 
-fn options(k: u8, m: u8) -> FormatOptions {
-    let geometry = DefaultGeometry { k, m, shard_blocks: 16 };
-    FormatOptions {
-        name: "tank".to_owned(),
-        geometry,
-        force: false,
-        created: 1_700_000_000,
-        features: Default::default(),
-    }
-}
-
 fn format(world: &SimWorld, k: u8, m: u8) -> Pool {
-    Pool::format(&world.devices(), &options(k, m), engine(), Box::new(Prng::new(world.len() as u64))).unwrap()
+    Pool::format(&world.devices(), &FormatOptions::small(k, m), engine(), Box::new(Prng::new(world.len() as u64)))
+        .unwrap()
 }
 
 fn open_as(world: &SimWorld, indices: &[usize], read_only: bool, seed: u64) -> Result<Pool> {
@@ -359,7 +349,7 @@ fn foreign_cloned_cut_and_newer_devices_are_refused_by_name() {
     for _ in 0..3 {
         world.add_device(SIZE);
     }
-    let other = FormatOptions { name: "other".to_owned(), ..options(1, 1) };
+    let other = FormatOptions { name: "other".to_owned(), ..FormatOptions::small(1, 1) };
     let foreign = [world.device(2), world.device(3)];
     let other = Pool::format(&foreign, &other, engine(), Box::new(Prng::new(99))).unwrap();
 
@@ -387,7 +377,7 @@ fn foreign_cloned_cut_and_newer_devices_are_refused_by_name() {
 #[test]
 fn a_cut_image_is_refused_and_a_grown_one_is_not() {
     let world = SimWorld::with_sizes(11, &[SIZE, SIZE, SIZE / 2, SIZE * 2]);
-    drop(Pool::format(&world.devices()[..2], &options(1, 1), engine(), Box::new(Prng::new(4))).unwrap());
+    drop(Pool::format(&world.devices()[..2], &FormatOptions::small(1, 1), engine(), Box::new(Prng::new(4))).unwrap());
     let mut content = vec![0; SIZE as usize];
     world.snapshot(1).read(0, &mut content);
     world.device(2).write_at(0, &[&content[..SIZE as usize / 2]]).unwrap();
@@ -417,7 +407,8 @@ fn newer_formats_ask_for_a_newer_argosfs() {
     }
     let text = refusal(&world, &[0, 1]);
     assert!(text.contains("sim1") && text.contains("version 9") && text.contains("newer argosfs"), "{text}");
-    let text = Pool::format(&world.devices(), &options(1, 1), engine(), Box::new(Prng::new(1))).err().unwrap();
+    let text =
+        Pool::format(&world.devices(), &FormatOptions::small(1, 1), engine(), Box::new(Prng::new(1))).err().unwrap();
     assert!(text.to_string().contains("sim0 holds a device of pool tank"), "{text}");
 }
 
@@ -522,7 +513,7 @@ fn format_does_not_overwrite_what_it_recognises() {
     block[0x439] = 0xef;
     world.device(1).write_at(0, &[&block]).unwrap();
     let made = |force| {
-        let options = FormatOptions { force, ..options(1, 1) };
+        let options = FormatOptions { force, ..FormatOptions::small(1, 1) };
         Pool::format(&world.devices(), &options, engine(), Box::new(Prng::new(3)))
     };
     let text = made(false).err().unwrap().to_string();
@@ -530,7 +521,7 @@ fn format_does_not_overwrite_what_it_recognises() {
     drop(made(true).unwrap());
     let text = made(false).err().unwrap().to_string();
     assert!(text.contains("sim0 holds a device of pool tank"), "{text}");
-    let one = Pool::format(&world.devices()[..1], &options(1, 1), engine(), Box::new(Prng::new(3)));
+    let one = Pool::format(&world.devices()[..1], &FormatOptions::small(1, 1), engine(), Box::new(Prng::new(3)));
     assert!(matches!(one, Err(Error::Usage(_))));
 }
 
@@ -539,7 +530,7 @@ fn devices_on_the_same_hardware_share_a_failure_domain_when_enough_others_are_le
     let world = SimWorld::new(19, 4, SIZE);
     world.set_domain(3, 1);
     let domains = |k, m| {
-        let options = FormatOptions { force: true, ..options(k, m) };
+        let options = FormatOptions { force: true, ..FormatOptions::small(k, m) };
         let pool = Pool::format(&world.devices(), &options, engine(), Box::new(Prng::new(3))).unwrap();
         pool.state().members.iter().map(|member| member.failure_domain).collect::<Vec<_>>()
     };
@@ -555,7 +546,7 @@ fn a_replacement_on_the_same_hardware_is_independent_when_a_stripe_needs_it() {
     let world = SimWorld::new(20, 4, SIZE);
     (1..4).for_each(|device| world.set_domain(device, 0));
     let devices = world.devices();
-    let options = FormatOptions { force: true, ..options(1, 1) };
+    let options = FormatOptions { force: true, ..FormatOptions::small(1, 1) };
     drop(Pool::format(&devices[..2], &options, engine(), Box::new(Prng::new(3))).unwrap());
     // Nobody sees any more that two on the same hardware were taken for independent ones.
     let pool = Pool::open(&devices[..1], &OpenMode::default(), engine(), Box::new(Prng::new(4))).unwrap();

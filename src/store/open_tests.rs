@@ -9,7 +9,6 @@ use crate::base::clock::SteppingClock;
 use crate::base::{BLOCK_SIZE, DeviceId, Ino, Prng, Result, StripeId};
 use crate::device::sim::{Fault, On, SimWorld};
 use crate::device::{Engine, InlineEngine};
-use crate::format::label::DefaultGeometry;
 use crate::format::rows::ConfigKey;
 use crate::format::table::{self, Stripes};
 use crate::meta::Reader;
@@ -19,13 +18,7 @@ use crate::pool::{FormatOptions, OpenMode, Pool};
 const SIZE: u64 = 64 << 20;
 
 pub(crate) fn format(world: &SimWorld, k: u8, m: u8) -> Result<Store> {
-    let options = FormatOptions {
-        name: "test".into(),
-        geometry: DefaultGeometry { k, m, shard_blocks: 16 },
-        force: false,
-        created: 0,
-        features: Default::default(),
-    };
+    let options = FormatOptions::small(k, m);
     let pool = Pool::format(&world.devices(), &options, Arc::new(InlineEngine), Box::new(Prng::new(1)))?;
     Store::format(Arc::new(pool), Arc::new(SteppingClock::default()), 11)
 }
@@ -117,13 +110,7 @@ fn a_half_that_was_away_is_brought_up_to_date() {
 fn a_replacement_waits_for_repairs_of_its_stripes_and_goes_on_after_an_interruption() {
     let mut devices = SimWorld::new(3, 6, SIZE).devices();
     let spare = devices.pop().unwrap();
-    let options = FormatOptions {
-        name: "test".into(),
-        geometry: DefaultGeometry { k: 2, m: 2, shard_blocks: 16 },
-        force: false,
-        created: 0,
-        features: Default::default(),
-    };
+    let options = FormatOptions::small(2, 2);
     let pool = Pool::format(&devices, &options, Arc::new(InlineEngine), Box::new(Prng::new(1))).unwrap();
     let store = Store::format(Arc::new(pool), Arc::new(SteppingClock::default()), 11).unwrap();
     let bytes = content(&mut Prng::new(7), 600_000);

@@ -96,19 +96,12 @@ mod tests {
     use crate::base::Prng;
     use crate::device::InlineEngine;
     use crate::device::sim::SimWorld;
-    use crate::format::label::DefaultGeometry;
     use crate::pool::{FormatOptions, Pool};
 
     /// The device that is there now may be the last that anybody wants to give up.
     #[test]
     fn a_place_where_several_devices_were_names_none_of_them() {
-        let options = FormatOptions {
-            name: "tank".to_owned(),
-            geometry: DefaultGeometry { k: 1, m: 1, shard_blocks: 16 },
-            force: false,
-            created: 0,
-            features: Default::default(),
-        };
+        let options = FormatOptions::small(1, 1);
         let devices = SimWorld::new(1, 2, 16 << 20).devices();
         let pool = Pool::format(&devices, &options, Arc::new(InlineEngine), Box::new(Prng::new(1))).unwrap();
         let found = |state: &PoolState, text: &str| find_member(state, text).map_err(|error| error.to_string());
