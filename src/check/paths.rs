@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 
-use serde::Serialize;
+use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::scan;
 use crate::base::{Ino, Result, StripeId, TxnId};
@@ -17,27 +17,30 @@ const DEPTH: usize = 4096;
 /// Names that are kept besides the first one of each inode; others are counted.
 pub const NAMES: usize = 100_000;
 
-/// What an inode is called.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
+/// What an inode is called. JSON has the first of its paths by itself too, as `path`.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Paths {
     /// All of its paths, in order; `#INO` alone where no name leads to it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<String>,
     /// Names that are left out, for there are too many.
-    #[serde(skip_serializing_if = "is_zero")]
     pub more_paths: u64,
 }
 
-fn is_zero(number: &u64) -> bool {
-    *number == 0
+impl Serialize for Paths {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        if let Some(first) = self.paths.first() {
+            map.serialize_entry("path", first)?;
+            map.serialize_entry("paths", &self.paths)?;
+        }
+        if self.more_paths > 0 {
+            map.serialize_entry("more_paths", &self.more_paths)?;
+        }
+        map.end()
+    }
 }
 
 impl Paths {
-    /// The first one.
-    pub fn first(&self) -> String {
-        self.paths.first().cloned().unwrap_or_default()
-    }
-
     /// Those that there is room for, but at least one.
     pub fn within(&self, room: &mut usize) -> Paths {
         let kept = self.paths.len().min(room.saturating_add(1));

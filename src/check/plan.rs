@@ -364,10 +364,7 @@ pub struct Action {
     pub will: String,
     /// Whether something is given up for good by it.
     pub loses: bool,
-    /// The file or directory it is about, by the first of its paths.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
-    /// All paths of it.
+    /// The file or directory it is about; empty where it is about none.
     #[serde(flatten)]
     pub names: Paths,
     #[serde(skip)]
@@ -418,7 +415,7 @@ impl Plan {
         }
         if stage.last().is_none_or(|last| last.fix != fix) {
             let (will, loses) = (fix.describe(), fix.loses());
-            stage.push(Action { id: issue.id(), what: what(), will, loses, path: None, names: Paths::default(), fix });
+            stage.push(Action { id: issue.id(), what: what(), will, loses, names: Paths::default(), fix });
         }
     }
 

@@ -30,8 +30,6 @@ use crate::store::recover::{Bitmaps, FoundShard, Newer, Older, Places, Recovery,
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Affected {
     pub ino: u64,
-    /// The first of its paths, and all of them.
-    pub path: String,
     #[serde(flatten)]
     pub names: Paths,
     pub bytes: u64,
@@ -307,7 +305,7 @@ impl<'s> Basis<'s> {
         let affected = |files: &BTreeMap<Ino, u64>| {
             let one = |(ino, bytes): (&Ino, &u64)| {
                 let names = paths.get(ino).cloned().unwrap_or_default();
-                Affected { ino: ino.0, path: names.first(), names, bytes: *bytes }
+                Affected { ino: ino.0, names, bytes: *bytes }
             };
             files.iter().map(one).collect()
         };

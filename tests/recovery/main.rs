@@ -366,7 +366,7 @@ fn what_was_overwritten_since_the_archive_is_reported_lost() {
     drop(fs);
     let (world, clock) = rig.destroy_metadata();
     let (rig, report) = recovered(&world, &[0, 1, 2, 3], clock);
-    let lost: Vec<&str> = report.lost.iter().map(|file| file.path.as_str()).collect();
+    let lost: Vec<&str> = report.lost.iter().map(|file| file.names.paths[0].as_str()).collect();
     assert_eq!(lost, ["/gone"], "{report:?}");
     assert!(report.shards_gone > 0);
     let fs = rig.fs();
@@ -446,7 +446,7 @@ fn moved_shards_are_found_in_space_that_was_free_since() {
     let (world, clock) = rig.destroy_metadata();
     world.wipe(1);
     let (rig, report) = recovered(&world, &[0, 2, 3, 4, 5], clock);
-    let lost: Vec<&str> = report.lost.iter().map(|file| file.path.as_str()).collect();
+    let lost: Vec<&str> = report.lost.iter().map(|file| file.names.paths[0].as_str()).collect();
     assert!(report.shards_moved > 0 && (lost.is_empty() || lost == ["/gone"]), "{report:?}");
     let whole = |row: &StripeRow| {
         row.placements.iter().all(|place| ![DeviceId(1), Placement::NONE.device].contains(&place.device))

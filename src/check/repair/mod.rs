@@ -86,7 +86,6 @@ fn plan_some(meta: &Meta, context: &Context, kept: usize, progress: &mut dyn FnM
         let mut room = NAMES;
         for action in plan.actions_mut() {
             if let Some(names) = action.fix.ino().and_then(|ino| paths.get(&ino)) {
-                action.path = Some(names.first());
                 action.names = names.within(&mut room);
             }
         }

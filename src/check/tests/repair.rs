@@ -182,7 +182,7 @@ fn spoil<T: Table>(meta: &Meta, key: &T::Key) {
 }
 
 fn path_of(meta: &Meta, ino: Ino) -> String {
-    meta.view(|view| crate::check::paths::paths(view, &[ino].into())).expect("reads")[&ino].first()
+    meta.view(|view| crate::check::paths::paths(view, &[ino].into())).expect("reads")[&ino].paths[0].clone()
 }
 
 fn file_row(meta: &Meta, ino: Ino) -> Option<InodeRow> {
@@ -203,7 +203,7 @@ fn a_row_that_cannot_be_read_costs_no_more_than_itself() {
     let (meta, done) = undecodable(&|meta| spoil::<Inodes>(meta, &FILE));
     assert_eq!(path_of(&meta, FILE), "/f\\xff");
     assert_eq!(file_row(&meta, FILE).map(|row| (row.size, row.nlink)), Some((10_000, 1)));
-    assert!(done.iter().any(|action| action.loses && action.path.as_deref() == Some("/f\\xff")), "{done:#?}");
+    assert!(done.iter().any(|action| action.loses && action.names.paths == ["/f\\xff"]), "{done:#?}");
     // A directory keeps its names.
     let (meta, _) = undecodable(&|meta| spoil::<Inodes>(meta, &Ino::ROOT));
     assert_eq!(path_of(&meta, DIR), "/d");
@@ -225,7 +225,7 @@ fn a_row_that_cannot_be_read_costs_no_more_than_itself() {
     });
     let (_, done) = undecodable(&|meta| spoil::<Stripes>(meta, &STRIPE));
     let lost = done.iter().find(|action| action.id == "extent-stripe-missing").expect("what is lost is named");
-    assert_eq!(lost.path.as_deref(), Some("/f\\xff"));
+    assert_eq!(lost.names.paths, ["/f\\xff"]);
     undecodable(&|meta| spoil::<StripeLive>(meta, &STRIPE));
     undecodable(&|meta| spoil::<Backrefs>(meta, &backref_key()));
     undecodable(&|meta| spoil::<Devices>(meta, &DeviceId(7)));
@@ -285,7 +285,7 @@ fn of_overlapping_extents_the_newer_one_is_shown() {
     })
     .expect("commits");
     let done = assert_mended(&meta, Issue::ExtentOverlap, "an overlap");
-    assert!(done.iter().any(|action| action.loses && action.path.as_deref() == Some("/f\\xff")), "{done:#?}");
+    assert!(done.iter().any(|action| action.loses && action.names.paths == ["/f\\xff"]), "{done:#?}");
     let mut shown = Vec::new();
     meta.view(|view| {
         scan::rows::<Extents>(view, |key, row| {
@@ -409,15 +409,7 @@ fn all_that_has_no_name_gets_one() {
 fn rounds_that_go_round_in_circles_end() {
     let action = |id| {
         let fix = Fix::DropIntent { id };
-        Action {
-            id: "",
-            what: String::new(),
-            will: String::new(),
-            loses: false,
-            path: None,
-            names: Paths::default(),
-            fix,
-        }
+        Action { id: "", what: String::new(), will: String::new(), loses: false, names: Paths::default(), fix }
     };
     let mut rounds = Rounds::default();
     assert!(!rounds.go_on(&[]));

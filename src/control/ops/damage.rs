@@ -20,8 +20,6 @@ const SHOWN: usize = 8;
 /// A file with content that cannot be read.
 #[derive(Serialize)]
 struct DamagedFile {
-    /// The first of its paths, and all of them.
-    path: String,
     #[serde(flatten)]
     names: check::Paths,
     ino: u64,
@@ -113,15 +111,11 @@ fn list(service: &PoolService) -> Result<Outcome> {
     let mut paths = service.store.view(|view| check::paths(view, &inos))?;
     let files: Vec<DamagedFile> = damage
         .into_iter()
-        .map(|(ino, (found, ranges))| {
-            let names = paths.remove(&ino).unwrap_or_default();
-            DamagedFile {
-                path: names.first(),
-                names,
-                ino: ino.0,
-                found: found.seconds,
-                ranges: ranges.into_iter().map(|range| (range.start, range.end - range.start)).collect(),
-            }
+        .map(|(ino, (found, ranges))| DamagedFile {
+            names: paths.remove(&ino).unwrap_or_default(),
+            ino: ino.0,
+            found: found.seconds,
+            ranges: ranges.into_iter().map(|range| (range.start, range.end - range.start)).collect(),
         })
         .collect();
     let mut text = String::new();

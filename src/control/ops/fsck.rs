@@ -528,7 +528,8 @@ impl Work {
     fn tell(&self, mode: FsckMode, out: &mut String) {
         let word = if mode == FsckMode::Plan { "would" } else { "did" };
         for action in self.actions.iter().filter(|action| action.loses).chain(&self.actions).take(TOLD) {
-            let path = action.path.as_ref().map_or(String::new(), |_| format!(" [{}]", action.names));
+            let named = !action.names.paths.is_empty();
+            let path = if named { format!(" [{}]", action.names) } else { String::new() };
             let loss = if action.loses { "LOSS: " } else { "" };
             let _ = writeln!(out, "{word}: {loss}{}: {}{path}: {}", action.id, action.what, action.will);
         }

@@ -256,7 +256,7 @@ mod tests {
         assert!(text(&unreadable).contains("1 BLOCKS COULD NOT BE READ"));
         let progress = store::maintain::Progress { lost: 1, ..Default::default() };
         assert_eq!(level(&unreadable, Some(&progress)), 2);
-        let file = check::Affected { ino: 5, path: String::new(), names: check::Paths::default(), bytes: 1 };
+        let file = check::Affected { ino: 5, names: check::Paths::default(), bytes: 1 };
         assert_eq!(level(&Recovered { newer: vec![file.clone()], ..recovered.clone() }, None), 1);
         assert_eq!(level(&Recovered { lost: vec![file], ..recovered }, None), 2);
     }
