@@ -144,7 +144,10 @@ impl Fs {
     }
 
     /// The inode behind a node id.
-    fn inner(&self, node: Ino) -> Result<Ino> {
+    ///
+    /// # Errors
+    /// [`Error::Stale`] where the id is of a view that is not the live one any more.
+    pub fn inner(&self, node: Ino) -> Result<Ino> {
         if node == Ino::ROOT {
             return Ok(Ino::ROOT);
         }

@@ -72,7 +72,7 @@ pub fn damage(service: &PoolService, action: &DamageAction) -> Result<Outcome> {
     let mut answer = serde_json::json!({ "path": path, "bytes": lost, "deleted": delete });
     let text = match delete {
         true => {
-            let left = names_left(service, ino)?;
+            let left = names_left(service, fs.inner(ino)?)?;
             answer["left"] = left.paths.clone().into();
             match left.paths.is_empty() {
                 true => format!("{path} is removed"),
