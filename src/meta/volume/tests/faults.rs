@@ -40,9 +40,13 @@ fn bounded(what: &str, seed: u64, store: &Store, (least, most): (u64, u64)) {
 /// Pulls a device out, and goes on until its replica is dropped.
 fn pull(world: &SimWorld, device: usize, store: &mut Store, prng: &mut Prng) {
     world.fault(device, Fault::Gone);
-    while store.volume.stats().dropped_replicas == 0 {
+    for _ in 0..1000 {
+        if store.volume.stats().dropped_replicas > 0 {
+            return;
+        }
         store.step(prng).unwrap();
     }
+    panic!("device {device} is gone, and nobody noticed");
 }
 
 /// One replica stops working in some way, at some moment; nobody above notices, and nothing is lost.
